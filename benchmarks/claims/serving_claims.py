@@ -16,23 +16,30 @@ def claims() -> Iterator[Claim]:
     """The soak on a CPU, and identity of outputs on GPUs."""
     yield Claim(
         "soak-cpu",
-        "One hour on two CPU cores, tiny model: resident memory of the last quarter minus that of "
-        "the first {resident} of {of}, open files {files}, threads {threads}",
+        "{minutes} minutes on two CPU cores, real model, n-gram drafts, two variables that keep "
+        "glibc and oneDNN from growing: resident memory of the last quarter minus that of the "
+        "first {resident} of {of}, open files {files}, threads {threads}; {changed} of {answers} "
+        "answers changed",
         "none",
         "{scrapes} looks",
         recompute_costs.soak,
-        RESULTS + "2026-11-25-soak-cpu/soak.json",
-        Run((SOAK + '--shape tiny --flags "--max-model-len 2048 --enforce-eager"',)),
-        None,
-        "2026-11-25",
+        RESULTS + "2026-11-29-soak-cpu-again/soak.json",
+        Run(
+            (
+                "python -m benchmarks.soak --out {out} --minutes 22 --real --flags "
+                "'--max-model-len 2048 --enforce-eager --speculative-config "
+                '{{"method":"ngram","num_speculative_tokens":3,"prompt_lookup_max":4}}\'',
+            )
+        ),
+        "b5bda2c",
+        "2026-11-29",
         "CPU, vLLM 0.32.0",
         HOOKING,
         (
-            Quote("docs/faults.md", "| scrapes | {scrapes} |"),
-            Quote("docs/faults.md", "startup | {resident} of {of} |"),
-            Quote("docs/faults.md", "| open files, threads | {files} |"),
+            Quote("docs/faults.md", "| looks | {scrapes} |"),
+            Quote("docs/faults.md", "without startup | +{resident} of"),
+            Quote("docs/faults.md", "at the end | {changed} of {answers} |"),
         ),
-        added="f7f0aa8",
     )
     yield Claim(
         "two-engines-h200",
