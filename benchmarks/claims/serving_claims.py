@@ -92,20 +92,20 @@ def claims() -> Iterator[Claim]:
         "none: equal to the bit",
         "{prompts} prompts of {tokens} tokens, {meanwhile} pairs meanwhile",
         recompute_costs.two_engines,
-        RESULTS + "2026-11-28-four-engines-cpu/four-engines",
+        RESULTS + "2026-11-29-four-engines-cpu/four-engines",
         Run(
             (
                 "env PYTHONPATH=tests/engine python -m benchmarks.data_parallel --trial "
                 "--engines 4 --limit-seconds 900 --out {out}",
             )
         ),
-        "a400fc7",
-        "2026-11-28",
+        "bf0bd56",
+        "2026-11-29",
         "CPU, vLLM 0.32.0",
         (*PROBING, "vllm_nfp/session/in_waves.py"),
         (
-            Quote("docs/parallel.md", "while {meanwhile} pairs ran on each of the two servers"),
-            Quote("docs/parallel.md", "| four | 45 s of load | {between}, 53, 50, 28 | {idle}, 8,"),
+            Quote("docs/parallel.md", "while {meanwhile} pairs ran on four engines"),
+            Quote("docs/parallel.md", "| four | 45 s of load | {between}, 54, 51, 30 | {idle}, 9,"),
         ),
     )
     yield _identity(
