@@ -15,8 +15,10 @@ up what an adaptive way reached:
 The second table has what the prices of this project reach if the host takes longer for a step:
 ``bare`` prices hold the device's work, ``one`` the host's time of a mean step as well, and ``two``
 that of whole and of cut steps. The third table has what fewer drafts at every step reach with the
-true costs and no host time: each draft that is not made saves its time. Below it stands what
-``vllm-nfp recommend`` says of these steps, with the acceptance that a server would have counted.
+true costs and no host time: each draft that is not made saves its time. The fourth table has what
+is lost where a step takes what the slower of host and device takes, and the host's time is added to
+the device's in the prices. Below it stands what ``vllm-nfp recommend`` says of these steps, with
+the acceptance that a server would have counted.
 """
 
 from __future__ import annotations
@@ -57,6 +59,11 @@ HOST_MS = 1.4
 """More than with a fixed length: the least that was seen from 1 to 8 requests."""
 CUT_MS = 1.0
 """Once more, of steps that cut drafts: an assumption."""
+SLOWER = (1.0, 1.5, 2.0, 3.0)
+"""In the fourth table the host needs so many times what the device takes at least. With 1 to 4
+requests it needed 1.2 to 2.1 times that (2026-11-29, H200, Qwen3-30B-A3B, 20 layers)."""
+ROUNDS = 4
+"""Walks after which what is added to a step changes no more."""
 COUNTED_STEPS = 400
 """Steps of each stream over which acceptance is counted."""
 BEYOND = {("1k", 64): 13.9, ("mixed", 64): 20.5, ("1k", 128): 33.5}
@@ -231,6 +238,25 @@ class Offline:
                 found.setdefault(load, []).append(ran.speed / best.speed)
         return found
 
+    def added(self, slower: float) -> dict[Load, float]:
+        """Speed if the host's time is added to the device's, over that with both known apart.
+
+        Args:
+            slower: times that the host needs of what the device takes for no verified draft.
+        """
+        streams, found = self._streams.cut(self._drafts), {}
+        for point, load in self._loads():
+            work = drafting(true_ms(load, self._held[load]), point.requests, self._drafts)
+            took = np.maximum(work, slower * work[0])
+            known = walk(streams, point, took, took, self._fit.cut(self._drafts))
+            beside = 0.0
+            for _ in range(ROUNDS):
+                ran = walk(streams, point, work + beside, took, self._fit.cut(self._drafts))
+                verified = round(ran.verified * point.requests)
+                beside = max(0.0, ran.milliseconds - float(work[verified]))
+            found[load] = float(ran.speed / known.speed)
+        return found
+
     def advised(self) -> AdaptiveDrafts:
         """What ``recommend`` says to draft, if a server with LONGEST drafts has counted."""
         curves = []
@@ -281,6 +307,12 @@ def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> 
     lines += ["", f"| context, requests | {named} |", "| --- " * (1 + len(SHORTER)) + "|"]
     for load, of_drafts in offline.shorter().items():
         lines.append(f"| {load[0]}, {load[1]} | {' | '.join(f'{s:.3f}' for s in of_drafts)} |")
+    named = " | ".join(f"host {slower:g} times the device" for slower in SLOWER)
+    lines += ["", f"| context, requests | {named} |", "| --- " * (1 + len(SLOWER)) + "|"]
+    of_hosts = [offline.added(slower) for slower in SLOWER]
+    for load in of_hosts[0]:
+        shares = " | ".join(f"{of_host[load]:.3f}" for of_host in of_hosts)
+        lines.append(f"| {load[0]}, {load[1]} | {shares} |")
     lines += ["", f"recommend: {adaptive_sentence(offline.advised())}"]
     return "\n".join(lines)
 

@@ -162,7 +162,10 @@ def test_shares_make_up_what_was_reached(tmp_path: Path) -> None:
         offline.main, [str(path), "--traces", str(tmp_path / "traces.npz")], catch_exceptions=False
     )
     assert shown.exit_code == 0
-    assert shown.output.count("| mixed, 16 |") == 3
+    assert shown.output.count("| mixed, 16 |") == 4
+    fast, slow = (found.added(slower) for slower in (1.0, 2.0))
+    assert all(share == pytest.approx(1.0, abs=0.002) for share in fast.values()), "the device's"
+    assert min(slow.values()) < 0.97, "more positions cost nothing, and the prices do not say so"
     drafts = found.advised()
     assert 1 <= drafts.draft_length < LONGEST, "each draft takes its time"
     assert f"draft {drafts.draft_length} tokens at each step" in shown.output
