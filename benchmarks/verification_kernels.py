@@ -23,11 +23,12 @@ from benchmarks.verification_streams import FIRST_TOKEN
 
 
 @triton.jit
-def _place(slot, all_tokens, stride, total, prompt, streams, FIRST: tl.constexpr):
-    """The stream of the request in a slot, and tokens that its answer has so far."""
+def _met(slots, all_tokens, stride, total, prompt, streams, FIRST: tl.constexpr):
+    """This program's request: its slot, its stream, and tokens that its answer has so far."""
+    slot = tl.load(slots + tl.program_id(0)).to(tl.int64)
     first = tl.load(all_tokens + slot * stride).to(tl.int64)
     stream = ((first - FIRST) % streams + streams) % streams
-    return stream, (tl.load(total + slot) - tl.load(prompt + slot)).to(tl.int64)
+    return slot, stream, (tl.load(total + slot) - tl.load(prompt + slot)).to(tl.int64)
 
 
 @triton.jit
@@ -36,14 +37,14 @@ def _row(place, rows):
 
 
 @triton.jit
-def _judge(
-    slots, ends, all_tokens, stride, total, prompt, streams, places, recorded, accepted,
-    tokens, token_stride, sampled, rejected,
+def _tokens(
+    slots, all_tokens, stride, total, prompt, streams, places, recorded, tokens, token_stride,
+    ends, accepted, sampled, rejected,
     VERIFIED: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
+    """The stream's next tokens; of a step that verifies drafts also how many are accepted."""
     request = tl.program_id(0)
-    slot = tl.load(slots + request).to(tl.int64)
-    stream, place = _place(slot, all_tokens, stride, total, prompt, streams, FIRST)
+    _, stream, place = _met(slots, all_tokens, stride, total, prompt, streams, FIRST)
     later = tl.arange(0, BLOCK)
     found = tl.load(recorded + stream * places + (place + later) % places, mask=later < WIDTH)
     tl.store(tokens + request * token_stride + later, found, mask=later < WIDTH)
@@ -56,27 +57,13 @@ def _judge(
 
 
 @triton.jit
-def _draft(
-    slots, all_tokens, stride, total, prompt, streams, places, recorded, drafts, draft_stride,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr,
-):  # fmt: skip
-    request = tl.program_id(0)
-    slot = tl.load(slots + request).to(tl.int64)
-    stream, place = _place(slot, all_tokens, stride, total, prompt, streams, FIRST)
-    later = tl.arange(0, BLOCK)
-    found = tl.load(recorded + stream * places + (place + later) % places, mask=later < WIDTH)
-    tl.store(drafts + request * draft_stride + later, found, mask=later < WIDTH)
-
-
-@triton.jit
 def _grade(
     slots, all_tokens, stride, total, prompt, streams, places, log_odds, kept, slope, intercepts,
     features, feature_stride, predictions, prediction_stride, confidences, confidence_stride,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     request = tl.program_id(0)
-    slot = tl.load(slots + request).to(tl.int64)
-    stream, place = _place(slot, all_tokens, stride, total, prompt, streams, FIRST)
+    slot, stream, place = _met(slots, all_tokens, stride, total, prompt, streams, FIRST)
     step = tl.arange(0, BLOCK)
     mask = step < WIDTH
     feature = tl.load(log_odds + (stream * places + _row(place, places)) * kept + step, mask=mask)
@@ -116,20 +103,26 @@ class Kernels:
     def judge(self, slots: Tensor, ends: Tensor | None, sampled: Any) -> None:
         """Replace a step's tokens and how many of them there are, in place."""
         tokens = sampled.sampled_token_ids
-        _judge[(len(slots),)](
-            slots, slots if ends is None else ends, *self._common(), self._tokens,
-            self._accepted, tokens, tokens.stride(0), sampled.num_sampled, sampled.num_rejected,
-            VERIFIED=ends is not None, **self._sizes(tokens.shape[1]),
-        )  # fmt: skip
+        if ends is None:
+            self._replace(slots, tokens, (slots,) * 4, verified=False)
+            return
+        counts = ends, self._accepted, sampled.num_sampled, sampled.num_rejected
+        self._replace(slots, tokens, counts, verified=True)
 
     def draft(self, slots: Tensor, drafts: Tensor) -> Tensor:
         """The drafts that stand in the place of these, [requests, drafts]."""
         made = torch.empty_like(drafts)
-        _draft[(len(slots),)](
-            slots, *self._common(), self._tokens, made, made.stride(0),
-            **self._sizes(made.shape[1]),
-        )  # fmt: skip
+        self._replace(slots, made, (slots,) * 4, verified=False)
         return made
+
+    def _replace(
+        self, slots: Tensor, tokens: Tensor, counts: tuple[Tensor, ...], verified: bool
+    ) -> None:
+        """Fill in the tokens; without a verified draft the counts are not looked at."""
+        _tokens[(len(slots),)](
+            slots, *self._common(), self._tokens, tokens, tokens.stride(0), *counts,
+            VERIFIED=verified, **self._sizes(tokens.shape[1]),
+        )  # fmt: skip
 
     def grade(self, slots: Tensor, estimator: Any, confidences: Tensor) -> None:
         """Give vLLM's acceptance estimator the recorded features, and predict from them anew."""
