@@ -158,6 +158,7 @@ def claims() -> Iterator[Claim]:
                 "| 0.32 | {near_best} of {loads} | {worst} | {own} | {fed} | {fed_mean}, "
                 "{fed_worst} | {unfed} | {unfed_mean} |",
             ),
+            Quote(ADAPTIVE, "priced apart: {fed_near} of {fed} passes within 2 %"),
             Quote(
                 ADAPTIVE,
                 "In {passes} steps of 1 to 16 requests, {cut} of them of unequal lengths, {equal} "

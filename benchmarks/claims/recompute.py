@@ -15,6 +15,7 @@ from benchmarks.claims.records import unpacked
 from benchmarks.draft_rates import STEADY, point_rows
 from benchmarks.draft_servers_score import LEFT_OUT, read_rows, stalls
 from benchmarks.verification_table import (
+    GOOD,
     MEASURED,
     Cell,
     Load,
@@ -27,7 +28,6 @@ from benchmarks.verification_table import (
     steps_measured,
 )
 
-GOOD = 0.98
 SHORT_US = 1000.0
 """Times below this are printed with a tenth of a microsecond."""
 
