@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import server
+from benchmarks.process_memory import process_mib
 from vllm_nfp.results import fetching
 from vllm_nfp.start.process import ProcessError
 
@@ -71,8 +71,7 @@ def resident_mib(leader: int) -> dict[str, float]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             group = int((folder / "stat").read_text().rpartition(")")[2].split()[2])
-            pages = int((folder / "statm").read_text().split()[1])
             if group == leader:
                 part = "api" if int(folder.name) == leader else "engine"
-                found[part] += pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+                found[part] += process_mib(folder)
     return found

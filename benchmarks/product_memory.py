@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from benchmarks import environment
+from benchmarks.process_memory import process_mib
 from benchmarks.soak import STEADY_MEMORY
 
 HIDDEN, INNER, QKV, VOCABULARY = 576, 1536, 960, 49152
@@ -34,6 +35,7 @@ KEPT = 32
 MOST_TOKENS, MOST_LOGITS = 2048, 32
 """Of a step: vLLM's longest on a CPU at --max-model-len 2048, and rows of logits."""
 EVERY = 100
+OWN = Path("/proc/self")
 SEED = 0
 THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 SETTINGS: Mapping[str, Mapping[str, str]] = {
@@ -63,7 +65,7 @@ def walk(steps: int) -> Iterator[dict[str, float]]:
     layer = [(product(*sizes), sizes[1]) for sizes in PRODUCTS]
     logits = product(VOCABULARY, HIDDEN)
     counts = token_counts(steps)
-    yield {"steps": 0, "counts": 0, "resident_mib": resident_mib()}
+    yield {"steps": 0, "counts": 0, "resident_mib": process_mib(OWN)}
     for step, tokens in enumerate(counts, 1):
         inputs = {size: torch.randn(tokens, size).to(torch.bfloat16) for size in (HIDDEN, INNER)}
         for handler, columns in layer:
@@ -71,13 +73,7 @@ def walk(steps: int) -> Iterator[dict[str, float]]:
         ops.onednn_mm(logits, inputs[HIDDEN][: min(tokens, MOST_LOGITS)], None)
         if step % EVERY == 0:
             seen = len(set(counts[:step]))
-            yield {"steps": step, "counts": seen, "resident_mib": resident_mib()}
-
-
-def resident_mib() -> float:
-    """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+            yield {"steps": step, "counts": seen, "resident_mib": process_mib(OWN)}
 
 
 def rows_in(output: str) -> list[dict[str, float]]:

@@ -43,6 +43,7 @@ import click
 from benchmarks import environment, server, shapes, soak_traffic
 from benchmarks.flag_text import split_flags
 from benchmarks.probe_account import probe_state, require_probe
+from benchmarks.process_memory import process_mib
 from benchmarks.traffic import Load
 from benchmarks.user_traffic import model_card
 from vllm_nfp.real_model import write_real_model
@@ -93,8 +94,7 @@ def sample(leader: int, began: float) -> Sample:
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
             if int(fields[2]) != leader:
                 continue
-            pages = int((folder / "statm").read_text().split()[1])
-            by_process[process_name(folder)] += pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+            by_process[process_name(folder)] += process_mib(folder)
             heap += heap_mib((folder / "smaps").read_text())
             files += len(os.listdir(folder / "fd"))
             threads += int(fields[17])
