@@ -85,6 +85,8 @@ class Settings:
     """Of a load, with the long context."""
     kv_tokens: int = KV_TOKENS
     """Of each server's KV cache."""
+    longest_lead_in: float = 0.0
+    """Seconds of a load in turn, before it is measured."""
 
     def flags_of(self, contender: str, head: Path) -> tuple[str, ...]:
         """Of a contender's server, whose drafter is in ``head``."""

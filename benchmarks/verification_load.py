@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 BEGIN = 64
 """Place of an answer at which its speed begins to count: all requests run by then."""
 POLL_SECONDS = 0.02
+LOOK_SECONDS = 0.2
 LONGEST_ANSWER = 4
 """A request may make so many times the tokens that are measured, while slower ones go on."""
 
@@ -81,25 +82,42 @@ def fill(url: str, model: str, vocabulary: int, prompts: Sequence[int]) -> None:
     asyncio.run(send())
 
 
-def lead_in(url: str, model: str, vocabulary: int, point: Point, seconds: float) -> None:
-    """Send a point's requests for a while, and measure nothing.
+def lead_in(
+    url: str,
+    model: str,
+    vocabulary: int,
+    point: Point,
+    enough: Callable[[float], bool],
+) -> float:
+    """Send a point's requests again and again, with answers as long as measured ones.
+
+    Args:
+        enough: takes the seconds so far, and says whether to end; asked every LOOK_SECONDS.
+
+    Returns:
+        The seconds that it took.
 
     Raises:
         LoadError: if the server refuses one.
     """
-    asked = bodies(point, model, vocabulary, LONGEST_ANSWER * (BEGIN + point.places))
+    asked = bodies(point, model, vocabulary, BEGIN + point.places)
+    began = time.perf_counter()
 
-    async def send() -> None:
-        async with session_for_load() as session, asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(stream_answer(session, url, body, Trace(0.0), lambda: None))
-                for body in asked
-            ]
-            await asyncio.sleep(seconds)
+    async def again(body: bytes) -> None:
+        async with session_for_load() as session:
+            while True:
+                await stream_answer(session, url, body, Trace(0.0), lambda: None)
+
+    async def send() -> float:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(again(body)) for body in asked]
+            while not await asyncio.to_thread(enough, time.perf_counter() - began):
+                await asyncio.sleep(LOOK_SECONDS)
             for task in tasks:
                 task.cancel()
+        return time.perf_counter() - began
 
-    _run_all(send())
+    return _run_all(send())
 
 
 def measure(

@@ -8,7 +8,9 @@ server right after another. A host's speed may change by a factor of two within 
 of few requests are as fast as their host: servers that are measured one after another meet
 different hosts. There is memory for three servers and fewer long prompts. Each pass begins with
 another contender. Before a load adaptive ways run it for LEAD_IN_SECONDS: they follow the traffic,
-and have missed it while they were stopped (SIGSTOP).
+and have missed it while they were stopped (SIGSTOP). A load lasts some seconds here and hours at a
+user's, so ``measured`` runs it on until measured costs are in force, for ``--longest-lead-in`` at
+most; each row says how long that took.
 
 Each server is as its user has it: vLLM's choice of CUDA graphs is mended where draft lengths come
 from a table (``fixed``) and with ``--nfp-verification-costs``, and is vLLM's own elsewhere.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from benchmarks.server import end_servers_on_sigterm
 from benchmarks.switched_server import Remote
 from benchmarks.verification_compare import Record, Settings, begin, one_load, say, spec_of
 from benchmarks.verification_load import Point, lead_in
-from benchmarks.verification_metrics import keep
+from benchmarks.verification_metrics import keep, verification
 from benchmarks.verification_plan import (
     FIXED,
     LONG,
@@ -51,6 +54,7 @@ MOST_LONG = 8
 """Prompts with the long context."""
 LEAD_IN_SECONDS = 2.2
 """The probe publishes every 2 s, and costs follow the traffic from then on."""
+LONGEST_LEAD_IN_SECONDS = 20.0
 LOSES = 0.15
 """A draft length that is so much slower than the best is not measured again, and none beyond it."""
 
@@ -109,9 +113,10 @@ class Turns:
         model = str(shapes.shared_model(self._settings.shape, self._settings.layers))
         vocabulary = shapes.vocab_size(self._settings.shape)
         if contender != "fixed":
-            lead_in(server.url, model, vocabulary, point, LEAD_IN_SECONDS)
+            enough = partial(self._enough, contender, server)
+            seconds = lead_in(server.url, model, vocabulary, point, enough)
             row = one_load(server, model, self._settings, point)
-            yield {"contender": contender, "pass": number, **row}
+            yield {"contender": contender, "pass": number, "lead_in_seconds": seconds, **row}
             return
         speeds: dict[int, float] = {}
         for length in FIXED:
@@ -126,6 +131,14 @@ class Turns:
                 break
         best = max(speeds.values())
         self._lost |= {(point, n) for n, s in speeds.items() if s < (1.0 - LOSES) * best}
+
+    def _enough(self, contender: str, server: Server, seconds: float) -> bool:
+        """Whether an adaptive way has run a load for so long that it follows it."""
+        if seconds < LEAD_IN_SECONDS:
+            return False
+        if contender != "measured" or seconds >= self._settings.longest_lead_in:
+            return True
+        return bool(verification(server.metrics()).get("measured_costs"))
 
 
 def run(settings: Settings) -> None:
@@ -193,6 +206,13 @@ def _passes(servers: Turns, settings: Settings, record: Record, last: float) -> 
     default=STREAMS,
     show_default=True,
     help="Of a load: three servers of many layers need smaller KV caches.",
+)
+@click.option(
+    "--longest-lead-in",
+    type=float,
+    default=LONGEST_LEAD_IN_SECONDS,
+    show_default=True,
+    help="Seconds of a load before it is measured, at most.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 def main(out: Path, traces: Path, **values: Any) -> None:

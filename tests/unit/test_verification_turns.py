@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -90,7 +91,10 @@ def test_the_comparison_in_turn_runs_from_start_to_end(
     point = Point("1k", (8, 8), 16)
     monkeypatch.setattr(verification_turns, "loads", lambda most: [point] * (most == 16))
     monkeypatch.setattr(verification_turns, "LEAD_IN_SECONDS", 0.05)
+    monkeypatch.setattr(verification_load, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(verification_load, "BEGIN", 4)
+    in_force = itertools.cycle([{"measured_costs": 0.0}] * 9 + [{"measured_costs": 1.0}])
+    monkeypatch.setattr(verification_turns, "verification", lambda _: next(in_force))
     settings_for(tmp_path)
     verification_turns.main.main(
         ["--shape=tiny", "--layers=2", f"--traces={tmp_path / 'traces.npz'}", "--within=60",
@@ -102,6 +106,10 @@ def test_the_comparison_in_turn_runs_from_start_to_end(
     first = ["fixed-1", "fixed-3", "fixed-5", "vllm", "measured"]
     again = ["vllm", "measured", "fixed-3"]
     assert met == [(0, name) for name in first] + [(1, name) for name in again]
+    lead_ins = {r["contender"]: r["lead_in_seconds"] for r in held["rows"] if r["pass"] == 0
+                and "lead_in_seconds" in r}  # fmt: skip
+    assert 0.05 <= lead_ins["vllm"] < lead_ins["measured"], "until measured costs are in force"
+    assert next(in_force)["measured_costs"] == 0.0, "asked until then, and no longer"
     shown = held["servers"]["vllm"]["flags"]
     kv = int(shapes.kv_gib("tiny", 3, verification_turns.kv_tokens(16)) * 2**30)
     assert shown[shown.index("--kv-cache-memory-bytes") + 1] == str(kv), "the servers' own"
