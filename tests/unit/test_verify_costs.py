@@ -40,19 +40,28 @@ def curve(batch_size: int) -> list[CurvePoint]:
     return [point(batch_size, n) for n in (1, 2, 3, 4, 6, 8)]
 
 
+def instead(point: CurvePoint) -> list[CurvePoint]:
+    """The curve with another point in the place of one."""
+    return [point if p.positions == point.positions else p for p in curve(8)]
+
+
 def test_a_batch_size_is_used_once_all_that_a_step_may_run_is_known_well() -> None:
     (row,) = founded_rows(curve(8), 5)
     assert row.batch_size == 8
     assert len(row.seconds) == 5
     assert row.seconds[4] == pytest.approx((row.seconds[3] + curve(8)[4].median_seconds) / 2)
     assert founded_rows(curve(8), 9) == (), "a step may have more positions than are known"
-    for n, spoilt in ((4, point(8, 4, Basis.PREDICTED)), (6, point(8, 6, width=1.3))):
-        points = [spoilt if p.positions == n else p for p in curve(8)]
-        assert founded_rows(points, 5) == ()
-    far = [point(8, 8, Basis.PREDICTED) if p.positions == 8 else p for p in curve(8)]
-    assert founded_rows(far, 5), "no step has eight positions"
+    for n in (4, 6):
+        assert founded_rows(instead(point(8, n, width=2.6)), 5) == ()
+        assert founded_rows(instead(point(8, n, width=2.4)), 5)
+    assert founded_rows(instead(point(8, 8, width=2.6)), 5), "no step has eight positions"
     unknown = [replace(p, ratio_upper=None) if p.positions == 2 else p for p in curve(8)]
     assert founded_rows(unknown, 5) == ()
+
+
+def test_what_is_predicted_counts_as_what_was_measured_if_it_is_as_narrow() -> None:
+    predicted = [point(8, n, Basis.PREDICTED) for n in (1, 2, 3, 4, 6, 8)]
+    assert founded_rows(predicted, 5) == founded_rows(curve(8), 5) != ()
 
 
 def at_one(width: float, basis: Basis = Basis.INFERRED) -> CurvePoint:
@@ -63,12 +72,11 @@ def at_one(width: float, basis: Basis = Basis.INFERRED) -> CurvePoint:
 
 
 def test_a_context_without_pairs_is_used_once_its_time_is_known() -> None:
-    assert founded_rows([at_one(1.15), *curve(8)[1:]], 5)
-    assert founded_rows([at_one(1.3), *curve(8)[1:]], 5) == ()
+    assert founded_rows([at_one(2.4), *curve(8)[1:]], 5)
+    assert founded_rows([at_one(2.6), *curve(8)[1:]], 5) == ()
     untimed = replace(at_one(1.15), seconds_upper=None)
     assert founded_rows([untimed, *curve(8)[1:]], 5) == ()
-    assert founded_rows([at_one(1.15, Basis.PREDICTED), *curve(8)[1:]], 5) == ()
-    assert founded_rows([at_one(1.3, Basis.MEASURED), *curve(8)[1:]], 5), "pairs were run there"
+    assert founded_rows([at_one(2.6, Basis.MEASURED), *curve(8)[1:]], 5), "pairs were run there"
 
 
 @pytest.mark.parametrize(
@@ -76,10 +84,8 @@ def test_a_context_without_pairs_is_used_once_its_time_is_known() -> None:
     [
         ([], Lack.CURVE),
         (curve(8)[:3], Lack.CURVE),
-        ([at_one(1.3), *curve(8)[1:]], Lack.TIME),
-        ([at_one(1.1, Basis.PREDICTED), *curve(8)[1:]], Lack.BASIS),
-        ([*curve(8)[:-1], point(8, 8, Basis.PREDICTED)], Lack.BASIS),
-        ([*curve(8)[:-1], point(8, 8, width=1.3), point(4, 1)], Lack.WIDTH),
+        ([at_one(2.6), *curve(8)[1:]], Lack.TIME),
+        ([*curve(8)[:-1], point(8, 8, width=2.6), point(4, 1)], Lack.WIDTH),
         ([*curve(4), point(8, 1)], Lack.NOTHING),
     ],
 )
@@ -116,15 +122,15 @@ def beyond(n: int, upper: float | None, batch_size: int = 8) -> CurvePoint:
 
 
 def test_steps_beyond_the_graphs_are_priced_at_the_upper_end_of_what_is_known() -> None:
-    near, far = beyond(6, 3.0), beyond(8, 3.5)
+    near, far = beyond(6, 5.0), beyond(8, 5.5)
     points = [*curve(8)[:4], near, far]
     assert founded_rows(points, 8) == ()
-    assert least_lack(points, 8) is Lack.BASIS
+    assert least_lack(points, 8) is Lack.WIDTH
     (row,) = founded_rows(points, 8, GRAPHS[-1])
     assert least_lack(points, 8, GRAPHS[-1]) is Lack.NOTHING
     assert row.seconds[:4] == tuple(p.median_seconds for p in curve(8)[:4])
     one = curve(8)[0].median_seconds
-    assert row.seconds[5:] == pytest.approx((3.0 * one, 3.25 * one, 3.5 * one))
+    assert row.seconds[5:] == pytest.approx((5.0 * one, 5.25 * one, 5.5 * one))
     assert row.seconds[4] == row.seconds[5], "five positions are not blended with four in a graph"
     unknown = [*curve(8)[:4], near, beyond(8, None)]
     assert least_lack(unknown, 8, GRAPHS[-1]) is Lack.WIDTH

@@ -42,7 +42,6 @@ NOT_YET = "no decode step has shown yet at which context steps are to be priced"
 LACKING = {
     Lack.CURVE: "at the live context a step cannot have as many positions as drafts would need",
     Lack.TIME: f"t(1) at the live context is not known within a factor of {WIDEST:g} yet",
-    Lack.BASIS: "t(N) / t(1) at the live context still rests on the prediction alone",
     Lack.WIDTH: f"t(N) / t(1) at the live context is not known within a factor of {WIDEST:g} yet",
 }
 """What the best known batch size lacks."""
