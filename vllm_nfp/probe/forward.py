@@ -28,6 +28,7 @@ from vllm_nfp.adapter.layer_hooks import can_skip, entered, fused_ops, observed,
 from vllm_nfp.adapter.layers import DecoderLayer
 from vllm_nfp.adapter.light_ops import light_ops
 from vllm_nfp.adapter.lora import Adapters
+from vllm_nfp.adapter.model_tensors import ModelTensors
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.inputs import StepInputs
@@ -76,6 +77,7 @@ class Forward:
         self.inputs = StepInputs(view, self._buffers)
         """What runs give the model."""
         self._max_model_len = view.vllm_config.model_config.max_model_len
+        self._tensors = ModelTensors(view.model)
         chosen = {layer.index for layer in timed}
         rest = [layer for layer in all_layers if layer.index not in chosen]
         self._skipped = rest if all(map(can_skip, rest)) else []
@@ -140,6 +142,7 @@ class Forward:
         marks = ModuleMarks()
         recorder = IntervalRecorder(lambda: self._clock.mark(external), marks.intervals)
         with ExitStack() as stack:
+            stack.enter_context(self._tensors.kept())
             stack.enter_context(skipped(self._skipped))
             stack.enter_context(fused_ops(self.timed))
             stack.enter_context(light_ops())
