@@ -2,8 +2,8 @@
 
     generate.py MODEL OUT.json MODE
 
-where the mode is chunked, seeded, graphs, narrow, pictures, picture-graphs, embedded, piecewise,
-text or text-graphs.
+where the mode is chunked, seeded, compiled, graphs, narrow, pictures, picture-graphs, embedded,
+piecewise, text or text-graphs.
 
 The probe is on if the environment carries its settings. Requests share prefixes, are longer than
 a step's token limit, and are all there before the first step (the engine runs in this process: in
@@ -13,7 +13,8 @@ same batches each time and every difference is the probe's.
 Two modes, since vLLM 0.32 on a CPU fails on its own when a request with a seed meets a prompt that
 is read in chunks ("CPU Generator does not use offset"): "chunked" samples from the engine's one
 generator, which a probe that drew from it would shift; "seeded" gives requests their own seeds.
-"narrow" is the latter in bfloat16 with a KV cache of 8 bits, whose bytes hold more in each.
+"compiled" is the latter in bfloat16, with the model compiled as vLLM serves it by default.
+"narrow" is "seeded" in bfloat16 with a KV cache of 8 bits, whose bytes hold more in each.
 "pictures" has pictures before most prompts, in chunks and with answers of different lengths, so
 that they are read between decode steps; "picture-graphs" is the same in CUDA graphs. "embedded" has
 prompts that are embeddings. "piecewise" is "graphs" with CUDA graphs between the splitting ops of
@@ -108,7 +109,8 @@ REQUESTS = {
 PROCESSOR = "processor_config.json"
 """Of a model that reads pictures."""
 IN_GRAPHS = ("graphs", "picture-graphs", "piecewise", "text-graphs")
-SEEDED = ("seeded", "narrow", *TEXT)
+COMPILED = ("compiled", *IN_GRAPHS)
+SEEDED = ("seeded", "compiled", "narrow", *TEXT)
 GRAPHS: dict[str, Any] = {
     # FULL graphs, but nothing compiled, which would take most of the test's time.
     "compilation_config": {
@@ -143,14 +145,14 @@ def main(model: str, out: str, mode: str, more: str = "{}") -> None:
     lora = {"enable_lora": True, "max_loras": 2, "max_lora_rank": 8} if folders else {}
 
     arguments = {
-        "enforce_eager": mode not in IN_GRAPHS,
+        "enforce_eager": mode not in COMPILED,
         "max_model_len": 512,
         "max_num_seqs": 24,  # a full server leaves nothing for probes
         "skip_tokenizer_init": mode not in (*PICTURES, *TEXT),
         "enable_prompt_embeds": mode == "embedded",
         # In the other modes a model that reads pictures is served as one of text.
         "language_model_only": mode not in PICTURES and (Path(model) / PROCESSOR).exists(),
-        "dtype": "bfloat16" if mode in (*IN_GRAPHS, "narrow") else "float32",
+        "dtype": "bfloat16" if mode in (*COMPILED, "narrow") else "float32",
         "kv_cache_dtype": "fp8" if mode == "narrow" else "auto",
         "max_num_batched_tokens": 64 if mode == "chunked" else 96 if mode in PICTURES else 2048,
         "enable_prefix_caching": True,
@@ -160,6 +162,7 @@ def main(model: str, out: str, mode: str, more: str = "{}") -> None:
         # A recurrent layer's default kernel for prompts needs FlashInfer, which may be absent.
         **({"additional_config": {"gdn_prefill_backend": "triton"}} if mode in IN_GRAPHS else {}),
         **(PIECEWISE if mode == "piecewise" else {}),
+        **({"kv_cache_memory_bytes": 256 << 20} if mode == "compiled" else {}),
         # The encoder's small heads fit no fast kernel.
         **({"mm_encoder_attn_backend": "TORCH_SDPA"} if mode == "picture-graphs" else {}),
         **lora,

@@ -248,6 +248,24 @@ def latent(folder: Path) -> Path:
     return write(folder, config)
 
 
+def wide_angles(folder: Path) -> Path:
+    """gpt-oss: its rotary table keeps 32 bits where the queries have 16."""
+    from transformers import GptOssConfig
+
+    yarn = {
+        "rope_type": "yarn", "rope_theta": 150000.0, "factor": 4.0, "beta_fast": 32.0,
+        "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 256,
+    }  # fmt: skip
+    config = GptOssConfig(
+        **{
+            **TEXT, "head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
+            "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"],
+            "rope_parameters": yarn,
+        }
+    )  # fmt: skip
+    return write(folder, config)
+
+
 def real(folder: Path) -> Path:
     """A small model that was trained; skips the test where its package is not installed."""
     import pytest
