@@ -15,10 +15,10 @@ from vllm_nfp.types import Basis, CurvePoint
 Curve: TypeAlias = "dict[int, CurvePoint]"
 """Points of one batch size by positions."""
 WIDEST = 2.5
-"""Upper over lower end of a ratio's 95 % interval, and of t(1)'s where no pair was run. Choices by
-answers so wide lost 0.9 to 1.4 % of goodput at recorded points, and by costs like vLLM's own 4 to
-7 %; beyond, 2 to 4 % and 5 to 9 % (benchmarks/cost_width.py, which names the records). What an
-answer rests on says no more: predicted ones lost no more than others of their width."""
+"""Upper over lower end of a ratio's 95 % interval, and of t(1)'s where no pair was run. By answers
+up to so wide, choices lost 0.03 to 1.1 % of goodput on average in recorded servers, and by costs
+like vLLM's own 1.0 to 6.7 %; by wider ones 3.4 and 7.7 %. What an answer rests on says no more:
+predicted ones lost no more than others as wide (``python -m benchmarks.cost_width``)."""
 
 
 class Lack(IntEnum):
