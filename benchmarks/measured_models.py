@@ -63,10 +63,6 @@ RECORDS = (
         "2026-11-28-h200-at-defaults-e6aeccf/latent-attention/truth.json.gz",
         "34.5 s of pairs, e6aeccf",
     ),
-    Measured(
-        "gpt-oss-20b, MXFP4", "2026-11-28-h200x4-at-defaults/gpt-oss/truth.json.gz",
-        "20 s of pairs, c8f0e7a",
-    ),
 )  # fmt: skip
 
 

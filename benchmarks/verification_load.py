@@ -135,6 +135,22 @@ def measure(
     return speed(traces, BEGIN, end, time.perf_counter() - began)
 
 
+def measure_for(seconds: float, url: str, model: str, vocabulary: int, point: Point) -> Speed:
+    """Measure a point until so many seconds have passed, once at least.
+
+    Raises:
+        LoadError: as :func:`measure`.
+    """
+    found = [measure(url, model, vocabulary, point)]
+    while sum(one.seconds for one in found) < seconds:
+        found.append(measure(url, model, vocabulary, point))
+    return Speed(
+        float(np.mean([one.tokens_per_second for one in found])),
+        sum(one.seconds for one in found),
+        all(one.whole for one in found),
+    )
+
+
 def _run_all(work: Coroutine[Any, Any, T]) -> T:
     """What requests in a group come to; their first error as one of the load."""
     try:

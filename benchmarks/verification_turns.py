@@ -54,6 +54,8 @@ MOST_LONG = 8
 """Prompts with the long context."""
 LEAD_IN_SECONDS = 2.2
 """The probe publishes every 2 s, and costs follow the traffic from then on."""
+LEAST_SECONDS = 2.5
+"""Of a load. The probe counts steps every 2 s, and a host's speed changes within a second."""
 LONGEST_LEAD_IN_SECONDS = 20.0
 LOSES = 0.15
 """A draft length that is so much slower than the best is not measured again, and none beyond it."""
@@ -79,7 +81,9 @@ def kv_tokens(most: int) -> int:
 def settings_in_turn(**values: Any) -> Settings:
     """Those of :mod:`benchmarks.verification_compare`, with what differs for servers in turn."""
     kept = kv_tokens(values["most_requests"])
-    return Settings(**values, in_turn=True, most_long=MOST_LONG, kv_tokens=kept)
+    return Settings(
+        **values, in_turn=True, most_long=MOST_LONG, kv_tokens=kept, least_seconds=LEAST_SECONDS
+    )
 
 
 def turns(contenders: Sequence[str], number: int) -> list[str]:

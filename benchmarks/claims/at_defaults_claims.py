@@ -143,6 +143,6 @@ PLANNED = (
         "defaults-gpt-oss-h100",
         "how true the answers of gpt-oss-20b (MXFP4) are",
         Run((COMMAND + "gpt-oss-20b --within {within}",), 560),
-        "it was passive on 2026-11-28, and has been probed without a truth since",
+        "runs up to 2026-11-29 gave the model a wrong rotary table, and are withdrawn",
     ),
 )

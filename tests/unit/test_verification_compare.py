@@ -352,15 +352,25 @@ def test_a_length_beyond_one_that_lost_is_not_measured(monkeypatch: pytest.Monke
     held: list[str] = []
     remote = SimpleNamespace(call=lambda *asked: held.append(asked[1]))
     monkeypatch.setattr(verification_compare, "Remote", lambda url: remote)
-    monkeypatch.setattr(verification_compare, "measure", measured)
+    monkeypatch.setattr(verification_load, "measure", measured)
     monkeypatch.setattr(verification_compare, "points", lambda: [one, two])
-    settings = SimpleNamespace(shape="tiny", time_host=False)
+    settings = SimpleNamespace(shape="tiny", time_host=False, least_seconds=0.0)
     answers = SimpleNamespace(url="http://x", metrics=lambda: "")
     rows = [*verification_compare.one_pass("fixed", 0, answers, "m", settings)]  # type: ignore[arg-type]
     found = {p.context: [r["tokens_per_second"] for r in rows if r["context"] == p.context]
              for p in speeds}  # fmt: skip
     assert found == {point.context: of for point, of in speeds.items()}
     assert held == ["1", "3", "5", "7"]
+
+
+def test_a_load_that_is_over_soon_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = iter([(100.0, 1.0, True), (200.0, 1.0, False), (300.0, 1.0, True)])
+    monkeypatch.setattr(
+        verification_load, "measure", lambda *_: verification_load.Speed(*next(runs))
+    )
+    found = verification_load.measure_for(1.5, "u", "m", 8, Point("1k", (8,), 16))
+    assert found == verification_load.Speed(150.0, 2.0, False)
+    assert verification_load.measure_for(0.0, "u", "m", 8, Point("1k", (8,), 16)).seconds == 1.0
 
 
 ENGINE = """

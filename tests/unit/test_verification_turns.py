@@ -91,6 +91,7 @@ def test_the_comparison_in_turn_runs_from_start_to_end(
     point = Point("1k", (8, 8), 16)
     monkeypatch.setattr(verification_turns, "loads", lambda most: [point] * (most == 16))
     monkeypatch.setattr(verification_turns, "LEAD_IN_SECONDS", 0.05)
+    monkeypatch.setattr(verification_turns, "LEAST_SECONDS", 0.0)
     monkeypatch.setattr(verification_load, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(verification_load, "BEGIN", 4)
     in_force = itertools.cycle([{"measured_costs": 0.0}] * 9 + [{"measured_costs": 1.0}])
