@@ -127,6 +127,17 @@ def test_real_text_does_not_change(real_model: Path, tmp_path: Path) -> None:
     check(tmp_path)
 
 
+@pytest.mark.parametrize("mode", ["compiled", "piecewise"])
+def test_a_rotary_table_of_another_type_is_left_to_compiled_code(tmp_path: Path, mode: str) -> None:
+    """Until 2026-11-29 a server of gpt-oss gave other answers with the probe."""
+    model = kinds.wide_angles(tmp_path / "model")
+    plain = generate(model, tmp_path / "plain.json", None, mode, gpu_memory_utilization=0.05)
+    probe = {**PROBE, "run_dir": str(tmp_path)}
+    probed = generate(model, tmp_path / "probed.json", probe, mode, gpu_memory_utilization=0.05)
+    assert probed == plain
+    check(tmp_path)
+
+
 @pytest.fixture(
     scope="module",
     params=[
