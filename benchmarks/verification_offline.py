@@ -23,7 +23,7 @@ the acceptance that a server would have counted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,25 @@ class Offline:
                 verified = round(ran.verified * point.requests)
                 beside = max(0.0, ran.milliseconds - float(work[verified]))
             found[load] = float(ran.speed / known.speed)
+        return found
+
+    def chosen_by(self, prices: Callable[[Load], FloatArray | None]) -> dict[Load, float | None]:
+        """What a choice by other prices reaches of that by the true ones.
+
+        Args:
+            prices: of a load: milliseconds by drafts that a step verifies; None where it has none.
+        """
+        streams, found = self._streams.cut(self._drafts), {}
+        for point, load in self._loads():
+            took = drafting(true_ms(load, self._held[load]), point.requests, self._drafts)
+            known = walk(streams, point, took, took, self._fit.cut(self._drafts))
+            costs = prices(load)
+            found[load] = (
+                None
+                if costs is None
+                else walk(streams, point, costs, took, self._fit.cut(self._drafts)).speed
+                / known.speed
+            )
         return found
 
     def advised(self) -> AdaptiveDrafts:
