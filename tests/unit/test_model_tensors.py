@@ -101,3 +101,26 @@ def test_weights_that_were_loaded_anew_stay() -> None:
         assert layer.table.tolist() == [5, 6, 7, 8]
         layer()
     assert layer.made == 2
+
+
+def test_what_is_lent_stays_though_a_module_makes_it_anew_each_time() -> None:
+    """CUDA graphs of earlier runs read it."""
+
+    class Anew(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(2))
+
+        def forward(self) -> torch.Tensor:
+            self.table = self.table + 1
+            return self.table
+
+    module = Anew()
+    tensors, seen = ModelTensors(module), []
+    for _ in range(3):
+        with tensors.kept():
+            seen.append(module.table)
+            module()
+    assert seen[1] is seen[2] is not seen[0]
+    assert seen[2].tolist() == [1.0, 1.0]
+    assert module.table.tolist() == [0.0, 0.0]

@@ -61,8 +61,8 @@ class ModelTensors:
     def kept(self) -> Iterator[None]:
         """Have the places hold what they held before, whatever a run puts there.
 
-        What the first run has put there is lent to later ones, so that none makes it again: its
-        time, and the memory of a CUDA graph that it was made in, would count as the run's.
+        What the first run has put there is lent to all later ones, so that none makes it again: its
+        time would count as the run's. It is never given up, since CUDA graphs of these runs read it.
         """
         before = [place.tensor for place in self._places]
         for one in self._exchanged:
@@ -76,7 +76,6 @@ class ModelTensors:
                     self._put_back(place, tensor)
 
     def _put_back(self, place: _Place, before: Any) -> None:
-        found = _Exchanged(place, before, place.tensor)
-        others = [one for one in self._exchanged if one.place is not place]
-        self._exchanged = [*others, found]
+        if not any(one.place is place and one.before is before for one in self._exchanged):
+            self._exchanged.append(_Exchanged(place, before, place.tensor))
         place.holder[place.name] = before
