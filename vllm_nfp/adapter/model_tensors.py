@@ -62,7 +62,7 @@ class ModelTensors:
         """Have the places hold what they held before, whatever a run puts there.
 
         What the first run has put there is lent to all later ones, so that none makes it again: its
-        time would count as the run's. It is never given up, since CUDA graphs of these runs read it.
+        time would count as the run's. It is never given up: CUDA graphs of these runs read it.
         """
         before = [place.tensor for place in self._places]
         for one in self._exchanged:
