@@ -55,6 +55,7 @@ NAV = {
         "surface-results.md",
         "validation.md",
         "draft-results.md",
+        "adaptive-results.md",
         "overhead.md",
         "faults.md",
         "security.md",
