@@ -2,7 +2,7 @@
 
 vLLM compiles a model and captures it in CUDA graphs. Both hold on to the tensors of its modules, by
 type or by address. Some modules exchange a tensor when they run uncompiled, and keep the new one. A
-rotary embedding converts its table to the queries' type then (sources of 0.29.0 to 0.33.0:
+rotary embedding converts its table to the queries' type then (sources of 0.32.0 and 0.33.0:
 ``model_executor/layers/rotary_embedding/base.py``, ``_match_cos_sin_cache_dtype``). The table of
 gpt-oss has 32 bits and its queries have 16: compiled code would read the new table as the old one,
 up to beyond its end, and CUDA graphs would read memory that was given back.
