@@ -19,8 +19,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
+import torch
 from sessions import serving, session_of
 
+from vllm_nfp.adapter.lost_device import device_is_lost
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.live.reporter import Reporter
 from vllm_nfp.results.control import ControlSnapshot, ControlState, read_control
@@ -30,7 +32,7 @@ from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.session import output as output_module
 from vllm_nfp.session import sample_log
 from vllm_nfp.session.output import LONGEST_WRITE_SECONDS, Measured, Output
-from vllm_nfp.session.session import Session
+from vllm_nfp.session.session import GOES_ON, GPU_IS_LOST, Session
 from vllm_nfp.timing import HostClock, StepTimer
 from vllm_nfp.types import EngineStep, PairResult, Shape, State, Timing
 
@@ -163,6 +165,41 @@ def write_under_way(
     writer.start()
     assert begun.wait(60.0)
     return session, probing, writer, go_on
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_fault_says_whether_it_has_cost_the_server_its_gpu(
+    session: Session,
+    prober: Prober,
+    lost: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Only a fault asks: a reason that is known at the start has touched no GPU."""
+    asked: list[bool] = []
+
+    def memory(*_: Any) -> tuple[int, int]:
+        asked.append(True)
+        if lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return 1, 2
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", memory)
+    monkeypatch.setattr(prober, "before_step", lambda *_: 1 / 0)
+    while session.active:
+        session.before_step(output(4, 4))
+        session.after_step()
+    assert asked
+    assert (GPU_IS_LOST in caplog.text, GOES_ON in caplog.text) == (lost, not lost)
+    asked.clear()
+    session.disable("a setting", expected=True)
+    assert not asked
+
+
+def test_without_a_gpu_none_is_lost() -> None:
+    assert not torch.cuda.is_initialized()
+    assert not device_is_lost()
 
 
 def test_news_of_the_end_are_not_overwritten_by_a_write_that_was_under_way(

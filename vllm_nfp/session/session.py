@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from vllm_nfp.adapter.graph_place import GraphPlace
+from vllm_nfp.adapter.lost_device import device_is_lost
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification
 from vllm_nfp.session.agreement import keep_prompts, note_blocks
@@ -22,6 +23,11 @@ from vllm_nfp.types import Shape
 
 logger = logging.getLogger("vllm.nfp")
 
+GOES_ON = "the server continues without it"
+GPU_IS_LOST = (
+    "the GPU refuses all further work of this process, so that the server ends: start it again "
+    "without --nfp-probe, and report the lines above"
+)
 Starts: TypeAlias = Callable[[Worker, Any, GraphPlace | None, Output], Started | Waiting | None]
 
 
@@ -198,13 +204,14 @@ class Session:
             self.disable(reason)
 
     def disable(self, reason: str, expected: bool = False) -> None:
-        """Disable the probe permanently; the server goes on.
+        """Disable the probe permanently; the server goes on, unless the fault has cost it the GPU.
 
         Args:
             expected: the reason is a setting or feature, known at the start, and no fault.
         """
         log = logger.warning if expected else logger.error
-        log("vllm-nfp: the probe is disabled: %s; the server continues without it", reason)
+        after = GPU_IS_LOST if not expected and device_is_lost() else GOES_ON
+        log("vllm-nfp: the probe is disabled: %s; %s", reason, after)
         started = self._started if self._waiting is None else self._waiting.started
         self._started = self._waiting = None
         identity = replace(self._identity, startup_seconds=self._worker.cost.seconds)
