@@ -148,6 +148,7 @@ def test_at_the_defaults_all_cells_are_answered_at_once_and_live_rows_follow_tra
         }  # fmt: skip
         assert {row.cell for row in first.curves} == {row.cell for row in first.boundaries}
         assert (first.prior, first.prior_reason) == ("generic", "steps run on a CPU")
+        assert publisher_of(session)._results.findings.guessed
         assert first.probes["startup"] > 0
         bases = {row.basis for row in first.curves}
         assert Basis.MEASURED in bases and bases <= set(Basis)

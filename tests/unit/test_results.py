@@ -144,8 +144,10 @@ def test_nothing_new_is_asked_again_for_nothing(
 
 
 def test_a_guess_is_in_no_unit_and_gives_boundaries_alone_until_a_pair_was_run() -> None:
-    results = Results(CONFIG, CostSurface(generic_prior(CapturedGraphs(), 32), GENERIC), table())
+    surface = CostSurface(generic_prior(CapturedGraphs(), 32), GENERIC)
+    results = Results(CONFIG, surface, table(), guessed=True)
     results.update(0.0)
+    assert results.findings.guessed
     assert results.findings.boundaries
     assert not results.findings.curves
     results.add(pair(Shape(4, 256, 4)), 1.0)
@@ -156,6 +158,7 @@ def test_a_guess_is_in_no_unit_and_gives_boundaries_alone_until_a_pair_was_run()
 def test_what_is_handed_over_can_be_read_back(results: Results, tmp_path: Path) -> None:
     results.add(pair(Shape(8, 1024, 4)), 0.0)
     results.update(0.0, STEP)
+    assert not results.findings.guessed
     found = results.findings
     snapshot = Snapshot(
         "m", "0", State.PROBING, boundaries=found.boundaries, curves=found.curves,

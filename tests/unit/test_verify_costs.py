@@ -64,6 +64,16 @@ def test_what_is_predicted_counts_as_what_was_measured_if_it_is_as_narrow() -> N
     assert founded_rows(predicted, 5) == founded_rows(curve(8), 5) != ()
 
 
+def test_a_generic_guess_does_not_count() -> None:
+    """Its intervals are narrow, and say little of a model or device that nobody has looked at."""
+    guess = instead(point(8, 4, Basis.PREDICTED))
+    assert founded_rows(guess, 5, guessed=True) == ()
+    assert least_lack(guess, 5, guessed=True) is Lack.GROUND
+    assert founded_rows(curve(8), 5, guessed=True), "pairs have shown each of its ratios"
+    far = instead(point(8, 8, Basis.PREDICTED))
+    assert founded_rows(far, 5, guessed=True), "no step has eight positions"
+
+
 def at_one(width: float, basis: Basis = Basis.INFERRED) -> CurvePoint:
     """t(1) of a context that no pair was run at."""
     one = point(8, 1, basis)

@@ -18,7 +18,8 @@ WIDEST = 2.5
 """Upper over lower end of a ratio's 95 % interval, and of t(1)'s where no pair was run. By answers
 up to so wide, choices lost 0.03 to 1.1 % of goodput on average in recorded servers, and by costs
 like vLLM's own 1.0 to 6.7 %; by wider ones 3.4 and 7.7 %. What an answer rests on says no more:
-predicted ones lost no more than others as wide (``python -m benchmarks.cost_width``)."""
+predicted ones lost no more than others as wide (``python -m benchmarks.cost_width``). That holds of
+predictions for a known device and model, as in these servers."""
 
 
 class Lack(IntEnum):
@@ -28,13 +29,15 @@ class Lack(IntEnum):
     """It does not reach all positions that a step may have."""
     TIME = 1
     """t(1) was not measured, and its interval is too wide."""
-    WIDTH = 2
+    GROUND = 2
+    """A ratio rests on a generic guess alone."""
+    WIDTH = 3
     """The interval of a ratio is too wide."""
-    NOTHING = 3
+    NOTHING = 4
 
 
 def founded_rows(
-    points: Iterable[CurvePoint], positions: int, largest_graph: int = 0
+    points: Iterable[CurvePoint], positions: int, largest_graph: int = 0, guessed: bool = False
 ) -> tuple[CostRow, ...]:
     """The batch sizes that are known well enough to choose drafts by, ascending.
 
@@ -46,19 +49,22 @@ def founded_rows(
         points: of the whole step's curves, all at one context.
         positions: most positions per sequence of a step.
         largest_graph: tokens of the largest CUDA graph; 0: there is none.
+        guessed: what is predicted is a generic guess, whose intervals say little.
     """
     curves = _by_batch_size(points)
     return tuple(
         _row(size, curves[size], positions, largest_graph)
         for size in sorted(curves)
-        if _lack(size, curves[size], positions, largest_graph) is Lack.NOTHING
+        if _lack(size, curves[size], positions, largest_graph, guessed) is Lack.NOTHING
     )
 
 
-def least_lack(points: Iterable[CurvePoint], positions: int, largest_graph: int = 0) -> Lack:
+def least_lack(
+    points: Iterable[CurvePoint], positions: int, largest_graph: int = 0, guessed: bool = False
+) -> Lack:
     """What the best known batch size lacks; see :func:`founded_rows`."""
     curves = _by_batch_size(points).items()
-    lacks = (_lack(size, curve, positions, largest_graph) for size, curve in curves)
+    lacks = (_lack(size, curve, positions, largest_graph, guessed) for size, curve in curves)
     return max(lacks, default=Lack.CURVE)
 
 
@@ -122,7 +128,7 @@ def _at_most(point: CurvePoint) -> float:
     return point.median_seconds * max(1.0, point.ratio_upper / point.ratio)
 
 
-def _lack(batch_size: int, curve: Curve, positions: int, largest_graph: int) -> Lack:
+def _lack(batch_size: int, curve: Curve, positions: int, largest_graph: int, guessed: bool) -> Lack:
     used = _used(curve, positions)
     if not used:
         return Lack.CURVE
@@ -131,6 +137,8 @@ def _lack(batch_size: int, curve: Curve, positions: int, largest_graph: int) -> 
     # Costs are in seconds, and an interval is that of a ratio: t(1) may be unknown beside it.
     if one.basis is not Basis.MEASURED and not _is_narrow(one.seconds_lower, one.seconds_upper):
         return Lack.TIME
+    if guessed and any(point.basis is Basis.PREDICTED for point in more):
+        return Lack.GROUND
     if not all(_is_narrow(point.ratio_lower, point.ratio_upper) for point in more):
         return Lack.WIDTH
     if any(curve[n].ratio_upper is None for n in used if n > held):

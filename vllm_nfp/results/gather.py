@@ -52,6 +52,8 @@ class Findings:
     """Pairs that were taken in."""
     jumps: int = 0
     """Times that old observations lost their weight."""
+    guessed: bool = False
+    """What is called predicted is a generic guess: nothing is known of this model or device."""
 
 
 class Results:
@@ -66,7 +68,9 @@ class Results:
         table: what is reported.
     """
 
-    def __init__(self, config: ProbeConfig, surface: CostSurface, table: Table) -> None:
+    def __init__(
+        self, config: ProbeConfig, surface: CostSurface, table: Table, guessed: bool = False
+    ) -> None:
         self._config = config
         self.surface = surface
         self.table = table
@@ -75,6 +79,7 @@ class Results:
         self._taken: Counter[Shape] = Counter()
         self._shown: tuple[int, CellKey | None] = (-1, None)
         """Version of the surface and live cell that the findings are of."""
+        self._guessed = guessed
         self._findings = Findings()
 
     def add(self, result: PairResult, now: float) -> None:
@@ -126,6 +131,7 @@ class Results:
             self._layers.histograms(),
             self._taken.total(),
             self.surface.jumps,
+            self._guessed,
         )
 
     @staticmethod

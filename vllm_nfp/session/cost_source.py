@@ -42,6 +42,10 @@ NOT_YET = "no decode step has shown yet at which context steps are to be priced"
 LACKING = {
     Lack.CURVE: "at the live context a step cannot have as many positions as drafts would need",
     Lack.TIME: f"t(1) at the live context is not known within a factor of {WIDEST:g} yet",
+    Lack.GROUND: (
+        "of this model or GPU nothing is predicted, and t(N) / t(1) at the live context was not "
+        "measured yet"
+    ),
     Lack.WIDTH: f"t(N) / t(1) at the live context is not known within a factor of {WIDEST:g} yet",
 }
 """What the best known batch size lacks."""
@@ -117,7 +121,9 @@ class LeadingCosts:
         maybe_fail("verification")
         self._watch(feed)
         kinds = tuple(kinds)
-        rows = founded_rows(findings.live_curves, feed.positions, self._largest_graph)
+        rows = founded_rows(
+            findings.live_curves, feed.positions, self._largest_graph, findings.guessed
+        )
         launches = launch_seconds(kinds, feed.own, self._largest_graph)
         rows = raised(rows, self._largest_graph, launches)
         self._reason = self._doubt(feed, findings, rows)
@@ -150,7 +156,8 @@ class LeadingCosts:
         points = findings.live_curves
         if not points:
             return NOT_YET
-        return LACKING[least_lack(points, feed.positions, self._largest_graph)]
+        lack = least_lack(points, feed.positions, self._largest_graph, findings.guessed)
+        return LACKING[lack]
 
     def _watch(self, feed: CostFeed) -> None:
         """See whether steps were given what was wanted since the last renewal."""
