@@ -182,6 +182,9 @@ def test_what_was_fitted_to_public_kernels_says_so() -> None:
     assert (h200["attention"], h200["gemm"]) == ("public kernels", "assumption")
     assert (h200["gemm.fp8"], h200["experts"]) == ("own runs",) * 2
     assert a100.gemm == target_of("A100-SXM4-80GB").calibration.gemm, "of the same generation"
+    assumed = {name: target_of(name).calibration.assumed for name in ("H100-SXM", "H200", "L4")}
+    assert assumed == {"H100-SXM": False, "H200": False, "L4": True}
+    assert not dataclasses.replace(target_of("L4").calibration, fitted=True).assumed
     assert a100.link == dataclasses.replace(target_of("L40S").calibration.link, fitted=False)
 
 

@@ -129,6 +129,7 @@ def test_an_earlier_profile_warms_the_start_and_the_log_says_so(
         found = known(dense_profile, view, start_profile=str(path))
     assert found.kind == "profile"
     assert found.warm.ratios
+    assert found.guessed, "beside the profile nothing is known of a CPU"
     assert "answers start from an earlier profile" in caplog.text
 
 
@@ -191,6 +192,9 @@ def test_a_hardware_file_of_another_gpu_leaves_the_built_in_prediction(
     assert len(found.prior(1, 256).log_step) == config.max_positions
     assert "is for L4, this GPU is NVIDIA H100 80GB HBM3" in found.reason
     assert found.ground is not None and found.ground.target.hardware.name == "H100-SXM"
+    assert not found.guessed
+    l4 = Target(hardware_by_name("L4"), default_calibration("L4"))
+    assert replace(found, ground=replace(found.ground, target=l4)).guessed
     assert "is for L4" in next(r.message for r in caplog.records if r.levelno == logging.WARNING)
 
 

@@ -30,7 +30,7 @@ class Lack(IntEnum):
     TIME = 1
     """t(1) was not measured, and its interval is too wide."""
     GROUND = 2
-    """A ratio rests on a generic guess alone."""
+    """A ratio rests on a guess alone."""
     WIDTH = 3
     """The interval of a ratio is too wide."""
     NOTHING = 4
@@ -49,7 +49,7 @@ def founded_rows(
         points: of the whole step's curves, all at one context.
         positions: most positions per sequence of a step.
         largest_graph: tokens of the largest CUDA graph; 0: there is none.
-        guessed: what is predicted is a generic guess, whose intervals say little.
+        guessed: what is predicted is a guess, whose intervals say little.
     """
     curves = _by_batch_size(points)
     return tuple(

@@ -70,6 +70,12 @@ class Calibration:
         found = [self.origins.get(part, ASSUMPTION) for part in MAIN_PARTS]
         return max(found, key=BASES.index)
 
+    @property
+    def assumed(self) -> bool:
+        """No main part rests on kernels of the device itself."""
+        found = (self.origins.get(part, ASSUMPTION) for part in MAIN_PARTS)
+        return not self.fitted and all(basis == ASSUMPTION for basis in found)
+
     def experts_of(self, quantization: str) -> ExpertConstants:
         """Constants of routed experts whose weights are stored so."""
         return self.quantized_experts.get(quantization, self.experts)

@@ -53,7 +53,7 @@ class Findings:
     jumps: int = 0
     """Times that old observations lost their weight."""
     guessed: bool = False
-    """What is called predicted is a generic guess: nothing is known of this model or device."""
+    """What is called predicted is a guess: of this model or device nothing was ever timed."""
 
 
 class Results:

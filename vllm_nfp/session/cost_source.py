@@ -43,8 +43,8 @@ LACKING = {
     Lack.CURVE: "at the live context a step cannot have as many positions as drafts would need",
     Lack.TIME: f"t(1) at the live context is not known within a factor of {WIDEST:g} yet",
     Lack.GROUND: (
-        "of this model or GPU nothing is predicted, and t(N) / t(1) at the live context was not "
-        "measured yet"
+        "what is predicted of this model or GPU is a guess, and t(N) / t(1) at the live context "
+        "was not measured yet"
     ),
     Lack.WIDTH: f"t(N) / t(1) at the live context is not known within a factor of {WIDEST:g} yet",
 }

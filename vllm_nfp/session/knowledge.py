@@ -46,6 +46,11 @@ class Knowledge:
     warm: Observations = Observations()  # noqa: RUF009  (it cannot be changed)
     """Of an earlier profile."""
 
+    @property
+    def guessed(self) -> bool:
+        """Of the model or the device nothing was ever timed: the prior is a guess."""
+        return self.ground is None or self.ground.target.calibration.assumed
+
 
 def knowledge_of(
     worker: Worker,

@@ -94,7 +94,7 @@ def open_publication(
     surface = CostSurface(
         known.prior, known.hyper, known.warm, config.max_samples, config.min_samples, **shapes
     )
-    results = Results(config, surface, table, guessed=known.ground is None)
+    results = Results(config, surface, table, known.guessed)
     sender = CurveSender(config, identity.engine) if config.draft_control else None
     publisher = Publisher(config, identity, times, results, output, sender)
     return Publication(publisher, identity, known.ground)
