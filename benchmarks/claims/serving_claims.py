@@ -16,22 +16,22 @@ def claims() -> Iterator[Claim]:
     """The soak on a CPU, and identity of outputs on GPUs."""
     yield Claim(
         "soak-cpu",
-        "{minutes} minutes on two CPU cores, real model, n-gram drafts, two variables that keep "
+        "{minutes} minutes on two CPU cores, real compiled model, n-gram drafts, two variables that keep "
         "glibc and oneDNN from growing: resident memory of the last quarter minus that of the "
         "first {resident} of {of}, open files {files}, threads {threads}; {changed} of {answers} "
         "answers changed",
         "none",
         "{scrapes} looks",
         recompute_costs.soak,
-        RESULTS + "2026-11-29-soak-cpu-again/soak.json",
+        RESULTS + "2026-11-29-soak-cpu-compiled/soak.json",
         Run(
             (
-                "python -m benchmarks.soak --out {out} --minutes 22 --real --flags "
-                "'--max-model-len 2048 --enforce-eager --speculative-config "
+                "python -m benchmarks.soak --out {out} --minutes 40 --real --flags "
+                "'--max-model-len 2048 --speculative-config "
                 '{{"method":"ngram","num_speculative_tokens":3,"prompt_lookup_max":4}}\'',
             )
         ),
-        "b5bda2c",
+        "5391fb1",
         "2026-11-29",
         "CPU, vLLM 0.32.0",
         HOOKING,
