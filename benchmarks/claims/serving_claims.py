@@ -16,9 +16,9 @@ def claims() -> Iterator[Claim]:
     """The soak on a CPU, and identity of outputs on GPUs."""
     yield Claim(
         "soak-cpu",
-        "{minutes} minutes on two CPU cores, real compiled model, n-gram drafts, two variables that keep "
-        "glibc and oneDNN from growing: resident memory of the last quarter minus that of the "
-        "first {resident} of {of}, open files {files}, threads {threads}; {changed} of {answers} "
+        "{minutes} minutes on two CPU cores, real compiled model, n-gram drafts, two variables "
+        "that keep glibc and oneDNN from growing: resident memory of the last quarter minus that "
+        "of the first {resident} of {of}, open files {files}, threads {threads}; {changed} of {answers} "
         "answers changed",
         "none",
         "{scrapes} looks",
