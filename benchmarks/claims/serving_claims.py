@@ -18,8 +18,8 @@ def claims() -> Iterator[Claim]:
         "soak-cpu",
         "{minutes} minutes on two CPU cores, real compiled model, n-gram drafts, two variables "
         "that keep glibc and oneDNN from growing: resident memory of the last quarter minus that "
-        "of the first {resident} of {of}, open files {files}, threads {threads}; {changed} of {answers} "
-        "answers changed",
+        "of the first {resident} of {of}, open files {files}, threads {threads}; {changed} of "
+        "{answers} answers changed",
         "none",
         "{scrapes} looks",
         recompute_costs.soak,
