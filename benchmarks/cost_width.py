@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,21 +190,18 @@ def print_by_answer(found: Sequence[Choice]) -> None:
     )
     for low, high in zip(ENDS, (*ENDS[1:], math.inf), strict=True):
         here = [c for c in found if low <= c.width < high]
-        predicted = _losses(here, lambda c: c.predicted)
+        if not here:
+            continue
+        losses = [c.lost for c in here]
+        predicted = [c.lost for c in here if c.predicted]
         both = [(c.lost, c.own) for c in here if c.own is not None]
-        if here:
-            of_both = f"{np.mean(both, axis=0)[0]:6.2%} {np.mean(both, axis=0)[1]:6.2%}"
-            print(
-                f"{low:.1f}-{high:<4.1f} {len(here):5d} {np.mean(_losses(here)):8.2%} "
-                f"{max(_losses(here)):7.2%}   {len(predicted):8d} "
-                f"{np.mean(predicted) if predicted else math.nan:8.2%}   {len(both):8d} {of_both}"
-            )
-
-
-def _losses(
-    found: Sequence[Choice], wanted: Callable[[Choice], bool] = lambda _: True
-) -> list[float]:
-    return [c.lost for c in found if wanted(c)]
+        this, own = np.mean(both, axis=0)
+        print(
+            f"{low:.1f}-{high:<4.1f} {len(here):5d} {np.mean(losses):8.2%} "
+            f"{max(losses):7.2%}   {len(predicted):8d} "
+            f"{np.mean(predicted) if predicted else math.nan:8.2%}   {len(both):8d} "
+            f"{this:6.2%} {own:6.2%}"
+        )
 
 
 def all_choices() -> list[Choice]:

@@ -20,10 +20,8 @@ import click
 
 from benchmarks import shapes
 from benchmarks.steps_again import curves_at
-from benchmarks.traces import read_traces
-from benchmarks.verification_offline import DRAFT_MS, FloatArray, Offline, rows
-from benchmarks.verification_plan import LONG, SHORT, STREAM_PLACES, STREAMS
-from benchmarks.verification_streams import FIRST_TOKEN, make_streams
+from benchmarks.verification_offline import DRAFT_MS, FloatArray, Offline, offline_of
+from benchmarks.verification_plan import LONG, SHORT
 from benchmarks.verification_table import Load, read_record
 from vllm_nfp.draft.cost_rows import WIDEST
 from vllm_nfp.draft.cost_tables import verify_ms
@@ -105,13 +103,12 @@ def of_record(
     """The walks of a record, and the prices of its server and of the prediction."""
     held = read_record(record)
     drafts = held["adaptive_drafts"]
-    streams = make_streams(read_traces(traces)[0], STREAMS, STREAM_PLACES, STREAMS + FIRST_TOKEN)
     _, answers = curves_at(metrics)
     ways = {
         "the server's answers": Prices(answers.values(), drafts),
         "the prediction alone": Prices(predictions, drafts),
     }
-    return Offline(streams, rows(held), drafts), ways
+    return offline_of(held, traces), ways
 
 
 @click.command()

@@ -304,10 +304,15 @@ def counted(streams: Streams) -> NDArray[np.int64]:
     return np.array(found)
 
 
+def offline_of(record: Mapping[str, Any], traces: Path) -> Offline:
+    """The walks of a record over the streams that its servers met."""
+    streams = make_streams(read_traces(traces)[0], STREAMS, STREAM_PLACES, STREAMS + FIRST_TOKEN)
+    return Offline(streams, rows(record), record.get("adaptive_drafts", LONGEST))
+
+
 def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> str:
     """All tables, in Markdown."""
-    streams = make_streams(read_traces(traces)[0], STREAMS, STREAM_PLACES, STREAMS + FIRST_TOKEN)
-    offline = Offline(streams, rows(record), record.get("adaptive_drafts", LONGEST))
+    offline = offline_of(record, traces)
     lines = [
         "| context, requests | best | measured: drafting, choice, host | vLLM's: the same |",
         "| --- " * 4 + "|",

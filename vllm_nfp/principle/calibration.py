@@ -67,14 +67,16 @@ class Calibration:
         """What the whole rests on: the weakest of its main parts."""
         if self.fitted:
             return OWN_RUNS
-        found = [self.origins.get(part, ASSUMPTION) for part in MAIN_PARTS]
-        return max(found, key=BASES.index)
+        return max(self._main_bases, key=BASES.index)
 
     @property
     def assumed(self) -> bool:
         """No main part rests on kernels of the device itself."""
-        found = (self.origins.get(part, ASSUMPTION) for part in MAIN_PARTS)
-        return not self.fitted and all(basis == ASSUMPTION for basis in found)
+        return not self.fitted and set(self._main_bases) == {ASSUMPTION}
+
+    @property
+    def _main_bases(self) -> list[str]:
+        return [self.origins.get(part, ASSUMPTION) for part in MAIN_PARTS]
 
     def experts_of(self, quantization: str) -> ExpertConstants:
         """Constants of routed experts whose weights are stored so."""
