@@ -131,10 +131,17 @@ def test_real_text_does_not_change(real_model: Path, tmp_path: Path) -> None:
 def test_a_rotary_table_of_another_type_is_left_to_compiled_code(tmp_path: Path, mode: str) -> None:
     """Until 2026-11-29 a server of gpt-oss gave other answers with the probe."""
     model = kinds.wide_angles(tmp_path / "model")
-    plain = generate(model, tmp_path / "plain.json", None, mode, gpu_memory_utilization=0.05)
-    probe = {**PROBE, "run_dir": str(tmp_path)}
-    probed = generate(model, tmp_path / "probed.json", probe, mode, gpu_memory_utilization=0.05)
-    assert probed == plain
+
+    def run(name: str, probe: dict[str, object] | None) -> Any:
+        out = tmp_path / f"{name}.json"
+        return generate(model, out, probe, mode, gpu_memory_utilization=0.05)
+
+    # An engine that finds compiled code may answer otherwise than the one that has compiled it, by
+    # 0.02 of a log probability at 2 of 240 answers here (vLLM 0.32): all three run the found code.
+    run("compiling", None)
+    plain = run("plain", None)
+    assert run("again", None) == plain, "vLLM's own answers differ: they tell nothing here"
+    assert run("probed", {**PROBE, "run_dir": str(tmp_path)}) == plain
     check(tmp_path)
 
 
