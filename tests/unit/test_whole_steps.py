@@ -42,7 +42,7 @@ class Steps:
         self.manager.reallocate_drafts = counted
 
     def hook(self) -> None:
-        AdaptiveVerification(self.manager).spare_whole_steps(self.patches)
+        AdaptiveVerification(self.manager).spare_giving_out(self.patches, None)
 
     def step(self, drafts: list[int], others: list[int], verified: int) -> Any:
         names = [f"r{i}" for i in range(len(drafts))]

@@ -215,7 +215,7 @@ REALLOCATE_DRAFTS = Target(
     "vllm.v1.worker.gpu.spec_decode.adaptive_verification:"
     "AdaptiveVerificationManager.reallocate_drafts",
     Feature.VERIFICATION,
-    "spares a step that verifies all its drafts the work of giving them out",
+    "spares the host most of what giving the admitted drafts to requests takes",
     since=(0, 32),
     on_object=True,
 )

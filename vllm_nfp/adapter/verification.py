@@ -12,13 +12,17 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm_nfp.adapter import runner_v2, targets, versions, whole_steps
+from vllm_nfp.adapter import runner_v2, targets, versions
 from vllm_nfp.adapter.patch import PatchSet
+from vllm_nfp.adapter.whole_steps import WholeSteps
+
+if TYPE_CHECKING:
+    from vllm_nfp.adapter.cut_steps import Capture
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -108,9 +112,23 @@ class AdaptiveVerification:
         except Exception as error:  # steps compile it then, as without this
             logger.warning("vllm-nfp: vLLM's choice of drafts is not compiled early: %r", error)
 
-    def spare_whole_steps(self, patches: PatchSet) -> None:
-        """Spare steps that verify all their drafts the work of giving them out."""
-        whole_steps.put_in_place(patches, self._manager)
+    def spare_giving_out(self, patches: PatchSet, capture: Capture | None) -> None:
+        """Spare the host most of what giving the admitted drafts to requests takes.
+
+        Args:
+            capture: what is done for steps that cut drafts; None: vLLM does it. It compiles its
+                ranking meanwhile, if it has not yet.
+        """
+        whole, cut = WholeSteps(self._manager), None
+        if capture is not None:
+            from vllm_nfp.adapter import cut_steps  # with torch, as above
+
+            cut = cut_steps.prepared(self._manager, capture)
+
+        def around(original: Any) -> Any:
+            return whole.around(original if cut is None else cut.around(original))
+
+        patches.wrap(targets.REALLOCATE_DRAFTS, around, on=self._manager)
 
     def hook(
         self,

@@ -19,17 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from vllm_nfp.adapter import targets
-from vllm_nfp.adapter.patch import PatchSet
-
 logger = logging.getLogger("vllm.nfp")
 
 DIFFERS = "vLLM gives drafts out in another way than in 0.32 and 0.33"
-
-
-def put_in_place(patches: PatchSet, manager: Any) -> None:
-    """On one rank's ``AdaptiveVerificationManager``."""
-    patches.wrap(targets.REALLOCATE_DRAFTS, WholeSteps(manager).around, on=manager)
 
 
 class WholeSteps:

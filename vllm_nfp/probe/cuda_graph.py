@@ -106,6 +106,20 @@ class Graph:
         self._graph.reset()
 
 
+class SmallGraphs:
+    """Captures runs that take little memory, into one pool of their own."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """A CUDA graph of a run, after one to warm up; returns what replays it."""
+        graph = Graph(self._pool)
+        graph.capture(run, self._stream)
+        return graph.replay
+
+
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """A collection in the middle of a capture could free CUDA objects, which would break it."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
+from vllm_nfp.adapter.cut_steps import Capture
 from vllm_nfp.adapter.graph_rules import captured_graphs
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.ranks import tensor_wire
 from vllm_nfp.adapter.verification import AdaptiveVerification, Admitted
 from vllm_nfp.draft.verify_costs import cost_file
+from vllm_nfp.probe.cuda_graph import SmallGraphs
 from vllm_nfp.schedule.lockstep import Wire, wire_errors
 from vllm_nfp.schedule.mailbox import faster
 from vllm_nfp.session.cost_feed import CostFeed
@@ -69,9 +73,15 @@ def follow_verification(
 
     if not never:
         verification.compile_choice()
-        verification.spare_whole_steps(patches)
+        # Ranks that cut drafts together must break ties alike, as vLLM does.
+        verification.spare_giving_out(patches, None if together else _captures())
     verification.hook(patches, feed.before, after)
     patches.on_restore(feed.give_back)
+
+
+def _captures() -> Capture:
+    """CUDA graphs; on a CPU the operations themselves."""
+    return SmallGraphs().capture if torch.cuda.is_available() else lambda run: run
 
 
 def _never(started: Started, worker: Worker) -> str:

@@ -1,0 +1,191 @@
+"""Steps that cut drafts: given out without vLLM's ranking, on the manager of the installed vLLM."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("vllm")
+
+from test_verification_feed import DRAFTS
+from test_whole_steps import Steps
+
+from vllm_nfp.adapter import cut_steps, versions
+from vllm_nfp.adapter.cut_steps import Ranking
+from vllm_nfp.adapter.verification import AdaptiveVerification
+
+pytestmark = pytest.mark.skipif(
+    not versions.is_since((0, 32)), reason="this vLLM has no adaptive verification"
+)
+
+CUT = [
+    ([DRAFTS] * 4, [1] * 4, 5), ([DRAFTS, 2, DRAFTS], [1, 1, 1], 9), ([3], [1], 2), ([3], [1], 0),
+    ([DRAFTS, 0], [1, 40], 1), ([DRAFTS] * 8, [1] * 8, 31), ([DRAFTS] * 8, [1] * 8, 1),
+    ([1, 2, 3, 4, 0], [1, 1, 1, 1, 7], 6),
+]  # fmt: skip
+
+
+class Captured:
+    """Takes what a CUDA graph would hold; counts how often it runs."""
+
+    def __init__(self) -> None:
+        self.made = self.runs = 0
+
+    def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+        self.made += 1
+        run()  # to warm up
+
+        def replay() -> None:
+            self.runs += 1
+            run()
+
+        return replay
+
+
+def pair() -> tuple[Steps, Steps, Captured]:
+    """vLLM's own way, and this one with the same confidences."""
+    plain, spared, captured = Steps(), Steps(), Captured()
+    spared.manager._confidence_probs.copy_(plain.manager._confidence_probs)
+    AdaptiveVerification(spared.manager).spare_giving_out(spared.patches, captured)
+    plain.own = spared.own = captured.runs = 0
+    return plain, spared, captured
+
+
+def test_results_are_vllms_and_its_operations_do_not_run() -> None:
+    plain, spared, captured = pair()
+    for drafts, others, verified in CUT:
+        found = spared.step(drafts, others, verified)
+        assert found == plain.step(drafts, others, verified)
+        # vLLM leaves what is behind the batch as it was.
+        count = len(drafts)
+        capacities = [one.manager._batch_draft_capacity[:count] for one in (spared, plain)]
+        assert capacities[0].tolist() == capacities[1].tolist()
+    assert (plain.own, spared.own, captured.runs) == (len(CUT), 0, len(CUT))
+
+
+def test_a_step_that_cuts_nothing_goes_the_other_way() -> None:
+    plain, spared, captured = pair()
+    for _ in range(2):
+        whole = ([DRAFTS] * 4, [1] * 4, 4 * DRAFTS)
+        assert spared.step(*whole) == plain.step(*whole)
+    assert (spared.own, captured.runs) == (1, 0)
+
+
+def test_confidences_are_as_they_were_after_the_start() -> None:
+    plain, spared, _ = pair()
+    assert torch.equal(spared.manager._confidence_probs, plain.manager._confidence_probs)
+    assert spared.manager._batch_budget is None
+
+
+def test_steps_with_more_drafts_than_are_compared_are_vllms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cut_steps, "MOST_SLOTS", 4 * DRAFTS)
+    plain, spared, captured = pair()
+    assert captured.made == 3, "1, 2 and 4 requests"
+    for requests, own in ((4, 0), (5, 1)):
+        step = ([DRAFTS] * requests, [1] * requests, 3)
+        assert spared.step(*step) == plain.step(*step)
+        assert spared.own == own
+
+
+@pytest.mark.parametrize("drafts", [1, 2, 7])
+def test_all_numbers_of_drafts_are_known(drafts: int) -> None:
+    manager = Steps().manager
+    manager.num_speculative_steps = drafts
+    manager._confidence_probs = torch.rand(16, drafts)
+    assert cut_steps.prepared(manager, Captured()) is not None
+
+
+def test_a_way_of_vllms_that_is_not_known_stays(caplog: pytest.LogCaptureFixture) -> None:
+    steps = Steps()
+    own = steps.manager.reallocate_drafts
+
+    def later(*args: Any) -> Any:
+        found = own(*args)
+        steps.manager._cu_num_logits[1] += 1
+        return found
+
+    steps.manager.reallocate_drafts = later
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        AdaptiveVerification(steps.manager).spare_giving_out(steps.patches, Captured())
+    steps.own = 0
+    steps.step([DRAFTS] * 4, [1] * 4, 5)
+    assert steps.own == 1
+    assert len(caplog.messages) == 1 and cut_steps.DIFFERS in caplog.text
+
+
+def test_counts_that_the_host_needs_are_vllms(caplog: pytest.LogCaptureFixture) -> None:
+    steps = Steps()
+    steps.manager._copy_admitted_drafts_to_host = True
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        AdaptiveVerification(steps.manager).spare_giving_out(steps.patches, Captured())
+    assert cut_steps.ON_HOST in caplog.text
+
+
+def test_graphs_that_cannot_be_captured_leave_vllms_way(caplog: pytest.LogCaptureFixture) -> None:
+    def none(run: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("no memory")
+
+    steps = Steps()
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        AdaptiveVerification(steps.manager).spare_giving_out(steps.patches, none)
+    steps.step([DRAFTS] * 4, [1] * 4, 5)
+    assert steps.own == 1
+    assert "no memory" in caplog.text
+
+
+def test_a_fault_in_a_step_leaves_the_step_and_all_later_ones_to_vllm(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Captured):
+        broken = False
+
+        def __call__(self, run: Callable[[], None]) -> Callable[[], None]:
+            def replay() -> None:
+                if self.broken:
+                    raise RuntimeError("lost")
+                run()
+
+            return replay
+
+    steps, broken = Steps(), Broken()
+    AdaptiveVerification(steps.manager).spare_giving_out(steps.patches, broken)
+    steps.own, broken.broken = 0, True
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        for _ in range(3):
+            steps.step([DRAFTS] * 4, [1] * 4, 5)
+    assert steps.own == 3
+    assert len(caplog.messages) == 1 and "lost" in caplog.text
+
+
+def test_it_ends_with_the_probe_as_well() -> None:
+    _, spared, captured = pair()
+    spared.patches.restore()
+    spared.step([DRAFTS] * 4, [1] * 4, 5)
+    assert (spared.own, captured.runs) == (1, 0)
+
+
+def test_the_best_are_admitted_and_none_behind_one_that_is_not() -> None:
+    generator = np.random.default_rng(3)
+    for _ in range(50):
+        requests, steps = int(generator.integers(1, 9)), int(generator.integers(1, 8))
+        # Few values, so that many are equal; one, zero and what is not a number among them.
+        chosen = generator.choice([1.0, 0.5, 0.25, 0.0], (requests, steps))
+        confidences = torch.tensor(chosen, dtype=torch.float32)
+        drafts = torch.tensor(generator.integers(0, steps + 1, requests), dtype=torch.int32)
+        budget = int(generator.integers(0, int(drafts.sum()) + 1))
+        out = torch.empty(requests, dtype=torch.int32)
+        Ranking(requests, steps, "cpu").admit(confidences, drafts, torch.tensor([budget]), out)
+        assert int(out.sum()) == budget
+        assert bool((out <= drafts).all())
+        survival = np.cumprod(chosen, axis=1)
+        there = np.arange(steps) < drafts.numpy()[:, None]
+        taken = np.arange(steps) < out.numpy()[:, None]
+        best = np.sort(survival[there])[::-1][:budget]
+        assert np.array_equal(np.sort(survival[taken])[::-1], best)
