@@ -63,6 +63,10 @@ RECORDS = (
         "2026-11-28-h200-at-defaults-e6aeccf/latent-attention/truth.json.gz",
         "34.5 s of pairs, e6aeccf",
     ),
+    Measured(
+        "gpt-oss-20b in MXFP4", "2026-11-29-h200-tensors/gpt-oss/truth.json.gz",
+        "every point timed, 0a2f18b",
+    ),
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from benchmarks.claims import recompute, recompute_costs
-from benchmarks.claims.claim import Claim, Planned, Quote, Run
+from benchmarks.claims.claim import Claim, Quote, Run
 from benchmarks.claims.depends import ANSWERING, SPENDING
 
 NO_SPREAD = "one run, no spread"
@@ -87,6 +87,12 @@ SERVERS = (
         "| DeepSeek-V2-Lite, latent attention | H200, 0.33, e6aeccf | {pairs} ",
         "| DeepSeek-V2-Lite | H200, 0.33, e6aeccf ",
     ),
+    Server(
+        "gpt-oss-h200", "gpt-oss-20b (MXFP4), another process on its GPU for a half of the time",
+        "2026-11-29-h200-tensors/gpt-oss", "0a2f18b", "H200, vLLM 0.32.0",
+        "gpt-oss-20b --truth-seconds 240", 582, "| gpt-oss-20b, MXFP4 | H200, 0.32, 0a2f18b | {pairs} ",
+        "| gpt-oss-20b | H200, 0.32, 0a2f18b ", date="2026-11-29",
+    ),
 )  # fmt: skip
 
 
@@ -137,12 +143,3 @@ def _costs(server: Server, row: str) -> Claim:
         (Quote("docs/overhead.md", row + server.costs_row),),
     )
 
-
-PLANNED = (
-    Planned(
-        "defaults-gpt-oss-h100",
-        "how true the answers of gpt-oss-20b (MXFP4) are",
-        Run((COMMAND + "gpt-oss-20b --within {within}",), 560),
-        "runs up to 2026-11-29 gave the model a wrong rotary table, and are withdrawn",
-    ),
-)

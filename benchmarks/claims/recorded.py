@@ -20,7 +20,6 @@ CLAIMS = (
     *serving_claims.claims(),
 )
 PLANNED = (
-    *at_defaults_claims.PLANNED,
     *overhead_claims.PLANNED,
     *serving_claims.PLANNED,
 )
