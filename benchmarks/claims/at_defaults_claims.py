@@ -142,4 +142,3 @@ def _costs(server: Server, row: str) -> Claim:
         SPENDING,
         (Quote("docs/overhead.md", row + server.costs_row),),
     )
-

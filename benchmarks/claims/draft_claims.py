@@ -22,6 +22,7 @@ FEEDING = (
     "vllm_nfp/adapter/drafter_graphs.py",
     "vllm_nfp/adapter/verification.py",
     "vllm_nfp/adapter/whole_steps.py",
+    "vllm_nfp/adapter/cut_steps.py",
 )
 """What a server verifies with measured costs, and in which CUDA graphs it drafts."""
 
@@ -94,23 +95,24 @@ def claims() -> Iterator[Claim]:
     )
     yield Claim(
         "verification-h200",
-        "Adaptive verification with measured costs and 4 drafts a step, Qwen3-8B with 24 layers "
+        "Adaptive verification with measured costs and 4 drafts a step, Qwen3-8B with 36 layers "
         "and recorded drafts: ahead of vLLM's own costs at {ahead} of {loads} loads, by {least} to "
         "{most} % and {mean} % on average, {mean_few} % at 8 requests and fewer; within 2 % of the "
         "best fixed draft length at {near_best}, the worst {worst} of it",
-        "one or two passes, servers in turn",
+        "one pass, servers in turn",
         "{loads} loads",
         recompute.verification,
-        "benchmarks/results/2026-11-29-h200/turns",
+        "benchmarks/results/2026-11-29-h200-tensors/turns",
         Run(
             (
-                "python -m benchmarks.verification_turns --traces "
+                "python -m benchmarks.verification_turns --shape qwen3-8b --layers 36 "
+                "--most-requests 64 --traces "
                 "benchmarks/results/2026-11-28-draft-traces-gpu/traces.npz --time-host "
                 "--within {within} --out {out}",
             ),
-            460,
+            556,
         ),
-        "045a5a7",
+        "0a2f18b",
         "2026-11-29",
         "H200, vLLM 0.33.0",
         FEEDING,
