@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_nfp.probe.launcher import (
-    GPU_CYCLES_PER_SECOND,
     HEAD_START_SECONDS,
     HEAD_START_SHARE,
-    LONGEST_HOLD_SECONDS,
+    hold_stream,
 )
 from vllm_nfp.timing import Clock
 from vllm_nfp.timing.clock import Mark
@@ -38,13 +37,6 @@ class Replay:
     adapters: int
     seconds: float
     waited: bool
-
-
-def hold_stream(seconds: float) -> None:
-    """Keep the current stream busy for roughly this long."""
-    import torch
-
-    torch.cuda._sleep(int(min(seconds, LONGEST_HOLD_SECONDS) * GPU_CYCLES_PER_SECOND))
 
 
 class GraphTimes:

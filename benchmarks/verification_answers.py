@@ -23,7 +23,7 @@ from benchmarks.steps_again import curves_at
 from benchmarks.verification_offline import DRAFT_MS, FloatArray, Offline, offline_of
 from benchmarks.verification_plan import LONG, SHORT
 from benchmarks.verification_table import Load, read_record
-from vllm_nfp.draft.cost_rows import WIDEST
+from vllm_nfp.draft.cost_rows import is_narrow
 from vllm_nfp.draft.cost_tables import verify_ms
 from vllm_nfp.draft.curve import StepCurve
 from vllm_nfp.draft.predictions import from_predictions
@@ -70,7 +70,7 @@ def _is_used(curve: StepCurve, drafts: int) -> bool:
     held = min(1 + drafts, GRAPHS[-1] // curve.batch_size)
     within = zip(curve.points, curve.intervals, strict=False)
     read = [ends for (n, _), ends in within if 1 < n <= held]
-    return curve.largest > drafts and all(low > 0 and high <= WIDEST * low for low, high in read)
+    return curve.largest > drafts and all(is_narrow(*ends) for ends in read)
 
 
 def predicted(shape: str, layers: int, hardware: str) -> tuple[StepCurve, ...]:

@@ -90,7 +90,8 @@ SERVERS = (
     Server(
         "gpt-oss-h200", "gpt-oss-20b (MXFP4), another process on its GPU for a half of the time",
         "2026-11-29-h200-tensors/gpt-oss", "0a2f18b", "H200, vLLM 0.32.0",
-        "gpt-oss-20b --truth-seconds 240", 582, "| gpt-oss-20b, MXFP4 | H200, 0.32, 0a2f18b | {pairs} ",
+        "gpt-oss-20b --truth-seconds 240", 582,
+        "| gpt-oss-20b, MXFP4 | H200, 0.32, 0a2f18b | {pairs} ",
         "| gpt-oss-20b | H200, 0.32, 0a2f18b ", date="2026-11-29",
     ),
 )  # fmt: skip

@@ -26,6 +26,14 @@ from vllm_nfp.surface import GENERIC, CostSurface, generic_prior
 from vllm_nfp.timing import Periods, Sampler
 
 
+def wait_for(reached: Callable[[], bool]) -> None:
+    """What a thread in the background does, which a busy machine may do late."""
+    end = time.monotonic() + 120.0
+    while not reached():
+        assert time.monotonic() < end, "not reached in time"
+        time.sleep(0.01)
+
+
 def vllm_config(rank: int = 0, tensor_parallel_size: int = 1) -> SimpleNamespace:
     """The configuration of an engine that can be probed."""
     made: SimpleNamespace = accepted(

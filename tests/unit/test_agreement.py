@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ from test_lockstep import Hub
 
 pytest.importorskip("vllm")
 
-from sessions import lead_of, serving
+from sessions import lead_of, serving, wait_for
 
 from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.probe.written_blocks import WrittenBlocks
@@ -123,10 +122,8 @@ def test_a_fault_of_one_rank_ends_the_probe_of_all_before_the_same_step(faulty: 
     assert all(first == second for first, second in active)
     assert active[-1] == [False, False]
     assert all(engine.closed for engine in engines)
-    # The session waits for 1 s at most until it is written, which a busy machine may exceed.
-    until = time.monotonic() + 30.0
-    while not told and time.monotonic() < until:
-        time.sleep(0.01)
+    # The session waits for 1 s at most until it is written.
+    wait_for(lambda: bool(told))
     assert f"fault on rank {faulty} of 2" in told[-1].reason
     assert ("stage probe: ValueError('a bug')" in told[-1].reason) is (faulty == 0)
 

@@ -20,7 +20,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from sessions import serving, session_of
+from sessions import serving, session_of, wait_for
 
 from vllm_nfp.adapter.lost_device import device_is_lost
 from vllm_nfp.config import ProbeConfig
@@ -308,13 +308,6 @@ def test_a_control_file_comes_back_and_the_log_is_told_once(
     reporter._thread.join(120.0)
     assert read_control(folder / "control-0.json") == snapshot
     assert caplog.text.count("cannot report for now") == 1
-
-
-def wait_for(reached: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120.0
-    while not reached():
-        assert time.monotonic() < end, "not reached in time"
-        time.sleep(0.01)
 
 
 def test_a_profile_that_could_not_be_kept_is_kept_once_there_is_room(

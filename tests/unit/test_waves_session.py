@@ -17,7 +17,7 @@ from test_ranks_start import PATIENCE, Engine, rank_of_thread, with_stand_ins
 
 pytest.importorskip("vllm")
 
-from sessions import lead_of, session_of, vllm_config
+from sessions import lead_of, session_of, vllm_config, wait_for
 
 from vllm_nfp.adapter import dummies, forward_context, targets
 from vllm_nfp.adapter.patch import PatchSet
@@ -132,6 +132,7 @@ def test_every_engine_times_the_scan_and_publishes(wave: Wave) -> None:
     assert wave.active == [True, True]
     first, second = (engine.launched for engine in wave.engines)
     assert first == second and len(first) == 12, "six pairs of one point"
+    wait_for(lambda: all(wave.told))
     for engine in range(2):
         assert wave.prober(engine).outcomes["startup"] == 6
         assert wave.told[engine][-1].state is State.STEADY

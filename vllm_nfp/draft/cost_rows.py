@@ -135,16 +135,17 @@ def _lack(batch_size: int, curve: Curve, positions: int, largest_graph: int, gue
     held = _held(batch_size, largest_graph)
     one, *more = (curve[n] for n in used if n <= held)
     # Costs are in seconds, and an interval is that of a ratio: t(1) may be unknown beside it.
-    if one.basis is not Basis.MEASURED and not _is_narrow(one.seconds_lower, one.seconds_upper):
+    if one.basis is not Basis.MEASURED and not is_narrow(one.seconds_lower, one.seconds_upper):
         return Lack.TIME
     if guessed and any(point.basis is Basis.PREDICTED for point in more):
         return Lack.GROUND
-    if not all(_is_narrow(point.ratio_lower, point.ratio_upper) for point in more):
+    if not all(is_narrow(point.ratio_lower, point.ratio_upper) for point in more):
         return Lack.WIDTH
     if any(curve[n].ratio_upper is None for n in used if n > held):
         return Lack.WIDTH
     return Lack.NOTHING
 
 
-def _is_narrow(lower: float, upper: float | None) -> bool:
+def is_narrow(lower: float, upper: float | None) -> bool:
+    """Whether drafts may be chosen by an answer with this interval; None: it has no end."""
     return upper is not None and lower > 0.0 and upper <= WIDEST * lower

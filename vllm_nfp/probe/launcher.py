@@ -47,6 +47,11 @@ class Ticket:
     """That the run kept the KV cache, where it is the first of its kind."""
 
 
+def hold_stream(seconds: float) -> None:
+    """Keep the current stream busy for roughly this long, LONGEST_HOLD_SECONDS at most."""
+    torch.cuda._sleep(int(min(seconds, LONGEST_HOLD_SECONDS) * GPU_CYCLES_PER_SECOND))
+
+
 class Launcher:
     """Launches shapes that were made ready; waits for nothing.
 
@@ -227,7 +232,7 @@ class Launcher:
         be timed with them.
         """
         if self._on_gpu:
-            torch.cuda._sleep(int(min(seconds, LONGEST_HOLD_SECONDS) * GPU_CYCLES_PER_SECOND))
+            hold_stream(seconds)
 
     def poll(self, ticket: Ticket) -> Timing | None:
         """The timing, once the device has passed the run's last mark.
