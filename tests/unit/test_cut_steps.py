@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -68,6 +70,31 @@ def test_results_are_vllms_and_its_operations_do_not_run() -> None:
     assert (plain.own, spared.own, captured.runs) == (len(CUT), 0, len(CUT))
 
 
+def test_what_a_graph_reads_is_kept_as_long_as_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    class Noted(Ranking):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.extend(weakref.ref(tensor) for tensor in vars(self).values())
+
+    class Graph:
+        """Holds none of the tensors that it reads, as a CUDA graph."""
+
+        def __init__(self, run: Callable[[], None]) -> None:
+            run()
+
+        def replay(self) -> None:
+            """Nothing is asked of it here."""
+
+    monkeypatch.setattr(cut_steps, "Ranking", Noted)
+    monkeypatch.setattr(cut_steps.CutSteps, "_alike", lambda *_: True)
+    steps = cut_steps.prepared(Steps().manager, lambda run: Graph(run).replay)
+    gc.collect()
+    assert steps is not None
+    assert made and all(tensor() is not None for tensor in made)
+
+
 def test_a_step_that_cuts_nothing_goes_the_other_way() -> None:
     plain, spared, captured = pair()
     for _ in range(2):
@@ -100,6 +127,20 @@ def test_all_numbers_of_drafts_are_known(drafts: int) -> None:
     manager.num_speculative_steps = drafts
     manager._confidence_probs = torch.rand(16, drafts)
     assert cut_steps.prepared(manager, Captured()) is not None
+
+
+def test_a_graph_that_overlooks_missing_drafts_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    admit = Ranking.admit
+
+    def all_there(self: Any, confidences: Any, drafts: Any, budget: Any, out: Any) -> None:
+        admit(self, confidences, torch.where(drafts > 0, DRAFTS, 0), budget, out)
+
+    monkeypatch.setattr(Ranking, "admit", all_there)
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        assert cut_steps.prepared(Steps().manager, Captured()) is None
+    assert cut_steps.DIFFERS in caplog.text
 
 
 def test_a_way_of_vllms_that_is_not_known_stays(caplog: pytest.LogCaptureFixture) -> None:
@@ -175,7 +216,7 @@ def test_the_best_are_admitted_and_none_behind_one_that_is_not() -> None:
     generator = np.random.default_rng(3)
     for _ in range(50):
         requests, steps = int(generator.integers(1, 9)), int(generator.integers(1, 8))
-        # Few values, so that many are equal; one, zero and what is not a number among them.
+        # Few values, so that many are equal; one and zero among them.
         chosen = generator.choice([1.0, 0.5, 0.25, 0.0], (requests, steps))
         confidences = torch.tensor(chosen, dtype=torch.float32)
         drafts = torch.tensor(generator.integers(0, steps + 1, requests), dtype=torch.int32)
@@ -189,3 +230,16 @@ def test_the_best_are_admitted_and_none_behind_one_that_is_not() -> None:
         taken = np.arange(steps) < out.numpy()[:, None]
         best = np.sort(survival[there])[::-1][:budget]
         assert np.array_equal(np.sort(survival[taken])[::-1], best)
+
+
+@pytest.mark.parametrize("confidence", [float("nan"), -float("nan"), -0.0, -0.5, float("inf")])
+def test_as_many_drafts_as_vllm_counts_on_are_admitted_of_any_confidences(
+    confidence: float,
+) -> None:
+    confidences = torch.full((4, 3), 0.5)
+    confidences[1], confidences[2, 1] = confidence, confidence
+    drafts, out = torch.tensor([3, 2, 3, 0]), torch.empty(4, dtype=torch.int32)
+    for budget in range(9):
+        Ranking(4, 3, "cpu").admit(confidences, drafts, torch.tensor([budget]), out)
+        assert int(out.sum()) == budget
+        assert bool((out <= drafts).all())

@@ -240,6 +240,22 @@ def test_tables_that_vllm_makes_anew_become_its_own(engine: Engine) -> None:
     assert engine.manager.cost_tables is anew
 
 
+@pytest.mark.parametrize("fault", [False, True])
+def test_tables_that_vllm_has_just_made_anew_are_not_replaced_by_older_ones(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, fault: bool
+) -> None:
+    engine.renew(findings())
+    engine.steps()
+    anew = np.full(17, 0.1), 7.0 + np.arange(129.0)
+    engine.manager.cost_tables = anew
+    if fault:
+        monkeypatch.setattr(engine.feed._agreement, "at_step", lambda: 1 / 0)
+        engine.steps(1)
+    else:
+        engine.patches.restore()
+    assert engine.manager.cost_tables is anew
+
+
 def test_what_was_put_in_place_is_taken_back(engine: Engine) -> None:
     own = engine.manager.cost_tables
     engine.renew(findings())

@@ -16,6 +16,7 @@ from test_verification_feed import DRAFTS, made_manager
 from vllm_nfp.adapter import versions, whole_steps
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification
+from vllm_nfp.adapter.whole_steps import WholeSteps
 
 pytestmark = pytest.mark.skipif(
     not versions.is_since((0, 32)), reason="this vLLM has no adaptive verification"
@@ -106,6 +107,24 @@ def test_an_order_of_vllms_own_that_is_not_known_stays(caplog: pytest.LogCapture
             steps.step([DRAFTS] * 4, [1] * 4, 4 * DRAFTS)
     assert steps.own == 3
     assert len(caplog.messages) == 1 and whole_steps.DIFFERS in caplog.text
+
+
+@pytest.mark.parametrize("whole_steps_before", [0, 1, 2])
+def test_a_fault_in_a_step_leaves_the_step_and_all_later_ones_to_vllm(
+    whole_steps_before: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain, spared = Steps(), Steps()
+    spared.hook()
+    whole = ([DRAFTS] * 4, [1] * 4, 4 * DRAFTS)
+    for _ in range(whole_steps_before):
+        spared.step(*whole)
+    spared.own = 0
+    monkeypatch.setattr(WholeSteps, "_logit_starts", lambda *_: 1 / 0)
+    with caplog.at_level(logging.WARNING, "vllm.nfp"):
+        for _ in range(3):
+            assert spared.step(*whole) == plain.step(*whole)
+    assert spared.own == 3
+    assert len(caplog.messages) == 1 and "ZeroDivisionError" in caplog.text
 
 
 def test_it_ends_with_the_probe() -> None:

@@ -32,7 +32,8 @@ For more than 1 MiB PyTorch would take 20 MiB (its ``CUDACachingAllocator``)."""
 DIFFERS = "vLLM cuts drafts in another way than in 0.32 and 0.33"
 ON_HOST = "this server needs each request's admitted drafts on the host"
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Takes operations on the device; returns what does them once more."""
+"""Takes operations on the device; returns what does them once more. It may hold the addresses of
+tensors that they read, and not the tensors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,11 +44,13 @@ class Size:
         planned: [1 + 2 * requests] int32: drafts to admit, then of each request the drafts that
             are there, then its other tokens. Both are 0 for requests that are not there.
         slots: [requests] int64, where the manager keeps each request's confidences.
-        give_out: fills the manager's buffers from both.
+        ranking: kept because a CUDA graph reads its tensors, and holds only their addresses.
+        give_out: fills the manager's buffers from these.
     """
 
     planned: torch.Tensor
     slots: torch.Tensor
+    ranking: Ranking
     give_out: Callable[[], None]
 
     @property
@@ -137,23 +140,29 @@ class CutSteps:
         planned = torch.zeros(1 + 2 * requests, dtype=torch.int32, device=device)
         slots = torch.zeros(requests, dtype=torch.int64, device=device)
         ranking = Ranking(requests, manager.num_speculative_steps, device)
-        return Size(planned, slots, capture(lambda: _give_out(manager, ranking, planned, slots)))
+        give_out = capture(lambda: _give_out(manager, ranking, planned, slots))
+        return Size(planned, slots, ranking, give_out)
 
     def _alike(self, requests: int) -> bool:
-        """Whether vLLM fills its buffers as this does, for full and for smaller steps."""
+        """Whether vLLM fills its buffers as this does, for full and for smaller steps.
+
+        Every second request lacks its last draft.
+        """
         steps = self._manager.num_speculative_steps
         return all(
-            self._alike_for(count, admitted)
+            self._alike_for(drafts, admitted)
             for count in sorted({requests, max(1, requests - 1)})
-            for admitted in sorted({0, 1, count * steps // 2})
-            if admitted < count * steps
+            for drafts in [[steps - index % 2 for index in range(count)]]
+            for admitted in sorted({0, 1, sum(drafts) // 2, sum(drafts) - 1})
+            if admitted < sum(drafts)
         )
 
-    def _alike_for(self, count: int, admitted: int) -> bool:
-        manager = self._manager
+    def _alike_for(self, of_each: Sequence[int], admitted: int) -> bool:
+        manager, count = self._manager, len(of_each)
         names = [str(index) for index in range(count)]
-        slots = torch.arange(count, device=manager._confidence_probs.device)
-        drafts = dict.fromkeys(names, manager.num_speculative_steps)
+        # Not in the batch's order, as in a server that has run for a while.
+        slots = torch.arange(count, device=manager._confidence_probs.device).flip(0)
+        drafts = dict(zip(names, of_each, strict=True))
         others = {name: 1 + index % 2 for index, name in enumerate(names)}
         manager._batch_budget = drafts, others, admitted
         own = self._copied(manager.reallocate_drafts(names, slots))
@@ -197,8 +206,9 @@ class Ranking:
         """
         there = self._steps < drafts[:, None]
         survival = confidences.cumprod(dim=1).flatten()
-        # Floats that are not negative are ordered like the whole numbers of the same bits.
-        bits = survival.view(torch.int32).masked_fill(~there.flatten(), -1)
+        # Floats that are not negative are ordered like the whole numbers of the same bits. Others
+        # count as 0: as many drafts as were counted on must come before those that are not there.
+        bits = survival.view(torch.int32).clamp(min=0).masked_fill(~there.flatten(), -1)
         order = bits.to(torch.int64) * len(bits) + self._earlier_first
         rank = (order > order[:, None]).sum(dim=1)
         admitted = (rank < budget).view_as(there) & there

@@ -24,7 +24,7 @@ from vllm_nfp.adapter.draft_support import known_method, refusal, widest_graph
 from vllm_nfp.adapter.patch import MissingTargetError, PatchSet
 from vllm_nfp.adapter.support import served_name
 from vllm_nfp.config import ConfigError, ProbeConfig
-from vllm_nfp.draft.live import Controller, Settings
+from vllm_nfp.draft.live import Controller, Settings, StepObservation
 from vllm_nfp.draft.live.report import pieces_of_report
 from vllm_nfp.draft.live.reporter import Reporter
 from vllm_nfp.draft.live.steps import context_cell
@@ -201,20 +201,30 @@ class DraftControl:
         before, self._last_output = self._last_output, now
         if any(reads_prompts(later.output) for later in self._under_way):
             before = None  # the host launched a prompt's step before it looked at this one
-        observed = None if step is None else observe(step, model_output, before, now)
-        if observed is not None:
-            self._last_length = observed.draft_length
-            if self._controller.observe(observed, now):
-                self._controller.decide(observed.batch_size, observed.context, now)
-            self._apply(context_cell(observed.context))
-        elif step is not None and self._applied is not None:
-            _, context = self._applied
-            self._controller.passed(len(output.num_scheduled_tokens), context, step.asked)
-            self._apply(context)
+        if step is not None:
+            self._learn(self._controller, step, observe(step, model_output, before, now), now)
         if not self._scheduler.running:
             self._last_output = None  # what follows is no step after a step
         if self._report_under_way is not None or now >= self._next_report:
             self._report(now)
+
+    def _learn(
+        self,
+        controller: Controller,
+        step: ScheduledStep,
+        observed: StepObservation | None,
+        now: float,
+    ) -> None:
+        """Have the controller take in a step, and put its table in force."""
+        if observed is not None:
+            self._last_length = observed.draft_length
+            if controller.observe(observed, now):
+                controller.decide(observed.batch_size, observed.context, now)
+            self._apply(controller, context_cell(observed.context))
+        elif self._applied is not None:
+            _, context = self._applied
+            controller.passed(len(step.output.num_scheduled_tokens), context, step.asked)
+            self._apply(controller, context)
 
     def _take(self, output: Any) -> ScheduledStep | None:
         if not any(step.output is output for step in self._under_way):
@@ -223,13 +233,12 @@ class DraftControl:
             pass
         return step
 
-    def _apply(self, context: int) -> None:
+    def _apply(self, controller: Controller, context: int) -> None:
         """Write the table of a context's cell where it has changed."""
-        assert self._controller is not None
-        key = (self._controller.version, context)
+        key = (controller.version, context)
         if key != self._applied:
             self._applied = key
-            self._scheduler.dynamic_sd_lookup = self._controller.table(context)
+            self._scheduler.dynamic_sd_lookup = controller.table(context)
 
     def _report(self, now: float) -> None:
         """Begin a report, or add a piece to it: each step of a busy server does a little."""

@@ -116,14 +116,7 @@ def start(
             idle.install(part, observer)
             if config.fill_first:
                 first_scan.install(part, observer)
-            verification = verification_of(worker.model_runner)
-            if verification is not None:
-                observer.verifies(verification, part)
-            elif config.verification_costs:
-                logger.warning(
-                    "vllm-nfp: --nfp-verification-costs has no effect: this server's model runner "
-                    "or draft method does not verify adaptively"
-                )
+            _tell_of_verification(worker.model_runner, config, observer, part)
             return observer
     except MissingTargetError as error:
         logger.warning("vllm-nfp: the probe stays off: %s", error)
@@ -133,3 +126,16 @@ def start(
         metrics_bridge.report_unhooked(config, error)
     part.restore()
     return None
+
+
+def _tell_of_verification(
+    runner: Any, config: ProbeConfig, observer: StepObserver, patches: PatchSet
+) -> None:
+    verification = verification_of(runner)
+    if verification is not None:
+        observer.verifies(verification, patches)
+    elif config.verification_costs:
+        logger.warning(
+            "vllm-nfp: --nfp-verification-costs has no effect: this server's model runner "
+            "or draft method does not verify adaptively"
+        )

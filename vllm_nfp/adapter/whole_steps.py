@@ -41,12 +41,19 @@ class WholeSteps:
         """``reallocate_drafts`` with this in front."""
 
         def reallocate_drafts(req_ids: Sequence[str], idx_mapping: Any) -> Any:
-            drafts = self._all_drafts(req_ids)
+            drafts = found = None
+            try:
+                drafts = self._all_drafts(req_ids)
+                if drafts is not None and self._others is not None:
+                    found = self._give_out(drafts, self._others)
+            except Exception as error:
+                self._leave_alone(repr(error))
+                drafts = None
+            if found is not None:
+                return found
             if drafts is None:
                 return original(req_ids, idx_mapping)
-            if self._others is None:
-                return self._first(original, drafts, req_ids, idx_mapping)
-            return self._give_out(drafts, self._others)
+            return self._first(original, drafts, req_ids, idx_mapping)
 
         return reallocate_drafts
 

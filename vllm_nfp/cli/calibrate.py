@@ -101,7 +101,6 @@ def calibrate_command(
     target = None if hardware is None else _target(hardware)
     plans = _plans(models, trial)
     console = Console(stderr=True, quiet=as_json)
-    path: Path | None
     if from_samples is not None:
         measured = Measured(read(from_samples))
         target = target or _matching(_device_of(measured.samples), "the samples' device")
@@ -110,25 +109,29 @@ def calibrate_command(
         gpu = None if trial else _gpu()
         if gpu is not None:
             target = target or _matching(gpu.name, "this GPU")
-        path = None if target is None else _output_path(output, target, force)
-        if path is None and output is not None:
-            raise Refusal(
-                "--trial writes a file only with --hardware: give a name of the catalogue"
-            )
+        if target is None:
+            if output is not None:
+                raise Refusal(
+                    "--trial writes a file only with --hardware: give a name of the catalogue"
+                )
+            print_counts(measure(plans, gpu, None, keep, force, console), as_json)
+            return
+        path = _output_path(output, target, force)
         measured = measure(plans, gpu, target, keep, force, console)
-    if target is None or path is None:
-        print_counts(measured, as_json)
-        return
-    result = _fit(measured.samples, target)
-    notes = (*measured.notes, *((_TRIAL_WARNING,) if trial else ()))
-    if trial:
-        result = _marked(result)
-    _write(path, result, force)
-    done = Calibrated(path, target.calibration, result, notes)
+    done = _calibrated(measured, target, path, trial)
+    _write(path, done.result, force)
     if as_json:
         click.echo(json.dumps(done.to_dict()))
     else:
         print_result(done)
+
+
+def _calibrated(measured: Measured, target: Target, path: Path, trial: bool) -> Calibrated:
+    result = _fit(measured.samples, target)
+    if not trial:
+        return Calibrated(path, target.calibration, result, measured.notes)
+    notes = (*measured.notes, _TRIAL_WARNING)
+    return Calibrated(path, target.calibration, _marked(result), notes)
 
 
 def _check_scipy() -> None:

@@ -101,28 +101,36 @@ def _constants(calibration: Calibration, part: str) -> Mapping[str, object]:
 
 def print_result(done: Calibrated) -> None:
     """Print the changed constants, the errors before and after, and notes."""
-    result, before = done.result, done.before
-    after = result.target.calibration
+    result, before, after = done.result, done.before, done.result.target.calibration
     out = Console(highlight=False, markup=False)
     out.print(f"{result.target.hardware.name}: {after.source}", soft_wrap=True)
-    table = Table("part", "constant", "before", "after", box=None)
-    for part in result.parts:
-        old = _constants(before, part.part)
-        for name, value in _constants(after, part.part).items():
-            if value != old[name]:
-                table.add_row(part.part, name, _shown(old[name]), _shown(value))
-    if table.row_count:
-        out.print(table)
-    errors = Table("part", "curves", "error of t(N)/t(1)", "error of t(N)", "", box=None)
-    for part in result.parts:
-        errors.add_row(part.part, str(part.curves), *_error_columns(part))
-    out.print(errors)
+    changed = _changed(result.parts, before, after)
+    if changed.row_count:
+        out.print(changed)
+    out.print(_errors(result.parts))
     for part in result.parts:
         for note in part.notes:
             out.print(f"{part.part}: {note}", soft_wrap=True)
     for note in done.notes:
         out.print(note, soft_wrap=True)
     out.print(f"hardware file: {done.path}", soft_wrap=True)
+
+
+def _changed(parts: Sequence[PartFit], before: Calibration, after: Calibration) -> Table:
+    table = Table("part", "constant", "before", "after", box=None)
+    for part in parts:
+        old = _constants(before, part.part)
+        for name, value in _constants(after, part.part).items():
+            if value != old[name]:
+                table.add_row(part.part, name, _shown(old[name]), _shown(value))
+    return table
+
+
+def _errors(parts: Sequence[PartFit]) -> Table:
+    table = Table("part", "curves", "error of t(N)/t(1)", "error of t(N)", "", box=None)
+    for part in parts:
+        table.add_row(part.part, str(part.curves), *_error_columns(part))
+    return table
 
 
 def _error_columns(part: PartFit) -> tuple[str, str, str]:

@@ -118,24 +118,9 @@ def nfp_table(
         marked: which rows get a ">" in front; None: no such column.
     """
     further = further or {}
-    table = Table(
-        title="Free positions per sequence (NFP) [95 % interval]",
-        title_justify="left",
-        box=box.SIMPLE,
-        padding=(0, 1),
-        pad_edge=False,
-    )
     epsilons = sorted({epsilon for line in lines for epsilon in line.answers})
     columns = [aligned([line.answers.get(epsilon) for line in lines]) for epsilon in epsilons]
-    if marked is not None:
-        table.add_column("")
-    table.add_column("module", no_wrap=True)
-    for name in ("L", "B"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for epsilon in epsilons:
-        table.add_column(within(epsilon), no_wrap=True)
-    for name in further:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _headed(epsilons, further, marked is not None)
     before = None
     for place, line in enumerate(lines):
         group = line.module, line.context
@@ -150,6 +135,27 @@ def nfp_table(
             *(Text(column[place]) for column in columns),
             *(make(line) for make in further.values()),
         )
+    return table
+
+
+def _headed(epsilons: Sequence[float], further: Iterable[str], marked: bool) -> Table:
+    """The table without rows."""
+    table = Table(
+        title="Free positions per sequence (NFP) [95 % interval]",
+        title_justify="left",
+        box=box.SIMPLE,
+        padding=(0, 1),
+        pad_edge=False,
+    )
+    if marked:
+        table.add_column("")
+    table.add_column("module", no_wrap=True)
+    for name in ("L", "B"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for epsilon in epsilons:
+        table.add_column(within(epsilon), no_wrap=True)
+    for name in further:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

@@ -91,18 +91,27 @@ def side_by_side(founds: Sequence[Predictions], curves: bool = False) -> dict[st
 def print_side_by_side(founds: Sequence[Predictions]) -> None:
     """Print a table for each tolerance, a column for each model and device, and all notes."""
     console = Console()
-    models = list(dict.fromkeys(printable(found.model) for found in founds))
-    for model, found in {printable(found.model): found for found in founds}.items():
-        facts = found.model_facts.sentence()
-        _say(console, f"{model}: {facts}" if len(models) > 1 else facts)
-    devices = list(dict.fromkeys(printable(found.hardware) for found in founds))
-    where = ", by device" if len(devices) > 1 else f" on {devices[0]}"
-    _say(console, f"{', '.join(models)}{where}: predicted, not measured")
+    _say_what_it_is(console, founds)
     labels = [_label(found, founds) for found in founds]
     for epsilon in founds[0].epsilons:
         console.print(_table(founds, labels, epsilon))
     if any(row.at_limit for found in founds for row in found.rows):
         _say(console, f"+ still free at N = {founds[0].max_positions}, the largest evaluated")
+    _say_notes(console, founds, labels)
+
+
+def _say_what_it_is(console: Console, founds: Sequence[Predictions]) -> None:
+    by_model = {printable(found.model): found for found in founds}
+    for model, found in by_model.items():
+        facts = found.model_facts.sentence()
+        _say(console, f"{model}: {facts}" if len(by_model) > 1 else facts)
+    devices = list(dict.fromkeys(printable(found.hardware) for found in founds))
+    where = ", by device" if len(devices) > 1 else f" on {devices[0]}"
+    _say(console, f"{', '.join(by_model)}{where}: predicted, not measured")
+
+
+def _say_notes(console: Console, founds: Sequence[Predictions], labels: Sequence[str]) -> None:
+    """Each note once, with the columns that it is of where it is not of all."""
     by_note: dict[str, list[str]] = {}
     for found, label in zip(founds, labels, strict=True):
         for note in notes(found):

@@ -121,10 +121,7 @@ def _padded(tokens: IntArray, capture_sizes: Sequence[int]) -> IntArray:
 def _seconds_at(
     rows: Sequence[CostRow], batch_size: int, largest_graph: int
 ) -> tuple[float, ...] | None:
-    """At a batch size between two rows, on the line of log time over log batch size.
-
-    Where the graphs end between the two, a step with a graph and one without are not blended.
-    """
+    """At the batch size of a row, or between two that are near; None at any other."""
     above = bisect_left(rows, batch_size, key=lambda row: row.batch_size)
     if above == len(rows):
         return None
@@ -133,7 +130,16 @@ def _seconds_at(
         return high.seconds
     if above == 0 or high.batch_size > NEXT_ROW * rows[above - 1].batch_size:
         return None
-    low = rows[above - 1]
+    return _blended(rows[above - 1], high, batch_size, largest_graph)
+
+
+def _blended(
+    low: CostRow, high: CostRow, batch_size: int, largest_graph: int
+) -> tuple[float, ...] | None:
+    """At a batch size between two rows, on the line of log time over log batch size.
+
+    Where the graphs end between the two, a step with a graph and one without are not blended.
+    """
     held = largest_graph // high.batch_size
     if not held < len(high.seconds) or largest_graph < low.batch_size:
         return tuple(_between(low, high, n, n, batch_size * n) for n in _counts(low))

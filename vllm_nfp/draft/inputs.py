@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard
@@ -99,27 +99,38 @@ def read_inputs(
 
         warnings += hints(source, draft_method)
         found = predicted_drafting(source, found, draft_model)
-    of_server: tuple[int | None, float, float | None, tuple[RealStep, ...]]
-    of_server = None, 0.0, None, ()
-    if is_url(times):
-        live = metrics[-1]
-        of_server = (
-            running_length(live), host_seconds(live), drafted_fraction(live), real_steps(live),
-        )  # fmt: skip
-    adaptive = any(map(verifies_adaptively, metrics))
     if acceptance is not None:
         given = acceptance_of(acceptance)
-        return Inputs(source, given, found, tuple(warnings), *of_server, adaptive)
+    else:
+        given, more = _counted(metrics, draft_method)
+        warnings += more
+    adaptive = any(map(verifies_adaptively, metrics))
+    inputs = Inputs(source, given, found, tuple(warnings), adaptive=adaptive)
+    return _with_real_steps(inputs, metrics[-1]) if is_url(times) else inputs
+
+
+def _with_real_steps(inputs: Inputs, samples: Samples) -> Inputs:
+    """With what the server of the step times tells of its own steps."""
+    return replace(
+        inputs,
+        running=running_length(samples),
+        host_seconds=host_seconds(samples),
+        drafted_fraction=drafted_fraction(samples),
+        real_steps=real_steps(samples),
+    )
+
+
+def _counted(metrics: Sequence[Samples], draft_method: str | None) -> tuple[Acceptance, list[str]]:
+    """Acceptance that the first of these servers has counted, and warnings of it."""
     if not metrics:
         raise NoAcceptanceError(
             "acceptance is needed: give a probability such as 0.8, one for each drafted token, or "
             "the URL of a server that speculates"
         )
     counted = live_acceptance(metrics[0])
-    if counted.caution is not None:
-        warnings.append(counted.caution)
+    warnings = [] if counted.caution is None else [counted.caution]
     warnings += _other_methods(live_drafting(metrics[0]), draft_method)
-    return Inputs(source, counted.acceptance, found, tuple(warnings), *of_server, adaptive)
+    return counted.acceptance, warnings
 
 
 def _several_engines(url: str, samples: Samples) -> list[str]:

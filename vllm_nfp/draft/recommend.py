@@ -94,12 +94,9 @@ def recommend(
     """
     epsilon = _fraction("epsilon", epsilon, MOST_EPSILON)
     slack = _fraction("slack", slack, 0.5)
-    if max_draft_length is not None:
-        max_draft_length = _count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
-    if max_batch_size is not None:
-        max_batch_size = _count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
-    if running is not None:
-        running = _count("running", running, 0, LARGEST_DRAFT_LENGTH)
+    max_draft_length = _count_if_any("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
+    max_batch_size = _count_if_any("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
+    running = _count_if_any("running", running, 0, LARGEST_DRAFT_LENGTH)
     if cost is not None and not isinstance(cost, DraftCost):
         raise RecommendError(f"cost must be a DraftCost, as in DraftCost(0.001), not {cost!r:.80}")
     draft_method = None if draft_method is None else _known_method(draft_method)
@@ -285,6 +282,10 @@ def _fraction(name: str, value: float, high: float) -> float:
     if isinstance(value, Real) and 0.0 <= value <= high:  # which NaN is not
         return float(value)
     raise RecommendError(f"{name} must be between 0 and {high:g} (0.1 = 10 %), not {value!r:.80}")
+
+
+def _count_if_any(name: str, value: int | None, low: int, high: int) -> int | None:
+    return None if value is None else _count(name, value, low, high)
 
 
 def _count(name: str, value: int, low: int, high: int) -> int:

@@ -15,6 +15,7 @@ from vllm_nfp.results.scrape import count
 from vllm_nfp.strict_json import parse
 
 if TYPE_CHECKING:
+    from vllm_nfp.draft.curve import StepCurve
     from vllm_nfp.results.scrape import Samples
 
 STEP_RATIO = "vllm_nfp_step_time_ratio"
@@ -70,33 +71,39 @@ def engines_of(samples: Samples) -> int:
     return len({labels.get("engine") for labels, _ in samples.get("vllm_nfp_state", ())})
 
 
+def _curves(samples: Samples) -> tuple[tuple[StepCurve, ...], list[str]]:
+    """The whole step's curves, and the names of the models that they are of."""
+    seconds: dict[tuple[int, int], dict[int, float]] = {}
+    models: set[str] = set()
+    without, nfp = _without_graph(samples), _boundaries(samples)
+    ratios = ratios_of(samples, STEP_RATIO, _cell)
+    for labels, value in samples.get("vllm_nfp_module_latency_seconds", ()):
+        if labels["module"] != "model":
+            continue
+        models.add(labels["model_name"])
+        times = seconds.setdefault(_cell(labels), {})
+        positions = count(labels["positions"])
+        times[positions] = max(value, times.get(positions, 0.0))
+    curves = tuple(
+        replace(
+            curve_of(cell, times, ratios.get(cell, {})),
+            without_graph_from=without.get(cell),
+            boundaries=nfp.get(cell, ()),
+        )
+        for cell, times in sorted(seconds.items())
+        if 1 in times
+    )
+    return curves, sorted(models)
+
+
 def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source:
     """The step times on a server's /metrics; of several engines the slowest at each point.
 
     Raises:
         SourceError: if the server has measured no step yet.
     """
-    seconds: dict[tuple[int, int], dict[int, float]] = {}
-    models: set[str] = set()
     try:
-        without, nfp = _without_graph(samples), _boundaries(samples)
-        ratios = ratios_of(samples, STEP_RATIO, _cell)
-        for labels, value in samples.get("vllm_nfp_module_latency_seconds", ()):
-            if labels["module"] != "model":
-                continue
-            models.add(labels["model_name"])
-            times = seconds.setdefault(_cell(labels), {})
-            positions = count(labels["positions"])
-            times[positions] = max(value, times.get(positions, 0.0))
-        curves = tuple(
-            replace(
-                curve_of(cell, times, ratios.get(cell, {})),
-                without_graph_from=without.get(cell),
-                boundaries=nfp.get(cell, ()),
-            )
-            for cell, times in sorted(seconds.items())
-            if 1 in times
-        )
+        curves, models = _curves(samples)
         live = _live_traffic(samples)
     except KeyError as error:
         raise SourceError(
@@ -116,7 +123,7 @@ def from_samples(samples: Samples, name: str, vllm: str | None = None) -> Source
     return Source(
         "server",
         name,
-        ", ".join(sorted(models)),
+        ", ".join(models),
         curves,
         vllm=vllm,
         drafting=live_drafting(samples),

@@ -36,13 +36,13 @@ have matrices that :class:`ModelShape` lacks. Families that a shape cannot descr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.families.nested import NESTED_SIZES
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.hybrid import Mixed, with_layer_count
-from vllm_nfp.principle.pruned import pruned_layers
+from vllm_nfp.principle.pruned import Pruned, pruned_layers
 from vllm_nfp.principle.reading.attention import (
     gate_columns,
     head_dim,
@@ -52,9 +52,8 @@ from vllm_nfp.principle.reading.attention import (
 from vllm_nfp.principle.reading.beside import side_matrices, tables
 from vllm_nfp.principle.reading.feed_forward import (
     dense_widths,
-    experts_per_token,
+    experts_of,
     has_experts,
-    shared_experts,
     without_experts,
 )
 from vllm_nfp.principle.reading.modules import is_uniform, mixed_modules, modules, whole_mixed
@@ -92,6 +91,19 @@ _UNEVEN = (
 _IDLE_EXPERTS = "The router picks experts that do nothing as often as the others."
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Read:
+    """Which family a config is of, and its language model's part as the family has it."""
+
+    text: Mapping[str, object]
+    model_type: str
+    listed_as: Family
+    """As the table has it."""
+    family: Family
+    """The same, without experts where the config counts none."""
+    pruned: Pruned | None
+
+
 def shape_from_config(
     config: Mapping[str, object],
     *,
@@ -123,18 +135,8 @@ def shape_from_config(
     if not isinstance(config, Mapping):
         raise ShapeError(f"a config.json must hold an object, not {shown(config)}")
     check_bits("weight_bits", weight_bits)
-    text = text_config(config)
-    model_type = model_type_of(config, text)
-    if text is not config:
-        text = {**NESTED_SIZES.get(model_type, {}), **text}
-    family = family_of(text, model_type, assume_dense)
-    if family.hybrid == "nemotron_h":
-        text = with_layer_count(text)
-    pruned = pruned_layers(text) if family.pruned else None
-    if pruned is not None:
-        text = as_if_whole(text, pruned)
-    listed_as = family
-    family = without_experts(ConfigFields(text, model_type, family), family)
+    read = _read(config, assume_dense)
+    text, model_type, family, pruned = read.text, read.model_type, read.family, read.pruned
     fields = ConfigFields(text, model_type, family)
     fields.require(required(family))
     check_only(fields, family, model_type)
@@ -149,8 +151,7 @@ def shape_from_config(
     kinds = special.kinds
     dense = mixed.ffn.count(False)
     widths = pruned.widths if pruned is not None else dense_widths(fields, family, dense)
-    expert_width = fields.whole("moe_intermediate_size", least=1) if family.experts else 0
-    shared, shared_width = shared_experts(fields, expert_width) if family.experts else (0, 0)
+    experts = experts_of(fields, family)
     quantization = quantization_of(config, text)
     stored = modules(mixed, sparse, family, mla is not None)
     told = replace(stored, model_type=model_type, expert_dtype=text.get("expert_dtype"))
@@ -182,13 +183,13 @@ def shape_from_config(
         side_matrices=side_matrices(fields, family, layers),
         looked_up_parameters=tables(fields, family, layers),
         expert_hidden_size=fields.whole("expert_hidden_size", 0),
-        num_experts=fields.whole("num_experts", least=1) if family.experts else 0,
-        experts_per_token=experts_per_token(fields) if family.experts else 0,
-        idle_experts=fields.whole("zero_expert_num", 0) if family.experts else 0,
-        moe_intermediate_size=expert_width,
-        num_shared_experts=shared,
-        shared_intermediate_size=shared_width,
-        shared_expert_gate=family.shared_expert_gate and shared_width > 0,
+        num_experts=experts.count,
+        experts_per_token=experts.per_token,
+        idle_experts=experts.idle,
+        moe_intermediate_size=experts.width,
+        num_shared_experts=experts.shared,
+        shared_intermediate_size=experts.shared_width,
+        shared_expert_gate=family.shared_expert_gate and experts.shared_width > 0,
         gated_ffn=family.gated_ffn,
         sliding_window=next((window for window in slides if window is not None), None),
         num_sliding_layers=sum(window is not None for window in slides),
@@ -213,13 +214,28 @@ def shape_from_config(
             *by_class(config, text, model_type),
             *_taken_for_granted(fields, family, config, special, mixed),
             *((SPARSE_ASSUMED,) if family.indexed or special.indexer else ()),
-            *assumptions(text, model_type, listed_as),
+            *assumptions(text, model_type, read.listed_as),
             *weights.assumed,
         ),
         tensor_parallel_size=tensor_parallel_size,
         data_parallel_size=data_parallel_size,
         expert_parallel=expert_parallel,
     )
+
+
+def _read(config: Mapping[str, object], assume_dense: bool) -> _Read:
+    text = text_config(config)
+    model_type = model_type_of(config, text)
+    if text is not config:
+        text = {**NESTED_SIZES.get(model_type, {}), **text}
+    listed_as = family_of(text, model_type, assume_dense)
+    if listed_as.hybrid == "nemotron_h":
+        text = with_layer_count(text)
+    pruned = pruned_layers(text) if listed_as.pruned else None
+    if pruned is not None:
+        text = as_if_whole(text, pruned)
+    family = without_experts(ConfigFields(text, model_type, listed_as), listed_as)
+    return _Read(text, model_type, listed_as, family, pruned)
 
 
 def _taken_for_granted(

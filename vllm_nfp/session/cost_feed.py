@@ -110,7 +110,7 @@ class CostFeed:
                 exc_info=error,
             )
             self.fault = f"fault: {error!r}"
-            self._place(None)
+            self.give_back()
 
     def after(self, request_ids: list[str], admitted: Admitted) -> None:
         """vLLM has chosen."""
@@ -156,7 +156,8 @@ class CostFeed:
         return 1e-3 * (drafting + verifying), 1e-3 * drafting
 
     def give_back(self) -> None:
-        """Put vLLM's own tables back."""
+        """Put vLLM's own tables back, the latest that it has made."""
+        self._look_for_new_own()
         self._place(None)
 
     def _look_for_new_own(self) -> None:

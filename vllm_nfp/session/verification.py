@@ -17,7 +17,7 @@ from vllm_nfp.schedule.lockstep import Wire, wire_errors
 from vllm_nfp.schedule.mailbox import faster
 from vllm_nfp.session.cost_feed import CostFeed
 from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
-from vllm_nfp.session.started import Started
+from vllm_nfp.session.started import Lead, Started
 from vllm_nfp.session.worker import Worker
 
 NOT_ASKED = "they were not asked for: add --nfp-verification-costs"
@@ -45,27 +45,16 @@ def follow_verification(
     """
     never = _never(started, worker)
     together = not never and not started.agreement.ranks.alone
-    lead = started.lead
-    if lead is None and not together:
+    if started.lead is None and not together:
         return
     wire = None
     if together:
         with wire_errors():
             wire = open_wire()
-    vllm_config, config = worker.vllm_config, worker.config
-    requests = int(vllm_config.scheduler_config.max_num_seqs)
-    sizes, engine = captured_graphs(vllm_config).sizes, worker.identity.engine
-    if lead is not None:
-        costs = LeadingCosts(config, engine, requests, sizes, alone=not together, never=never)
-        feed = CostFeed(verification, wire, costs.wanted)
-        costs.attach(feed)
-        lead.publisher.price(costs)
+    if started.lead is not None:
+        feed = _leading(started.lead, worker, verification, wire, never)
     else:
-        feed = CostFeed(verification, wire)
-        if config.run_dir is not None:
-            follower = FollowingCosts(feed, cost_file(config.run_dir, engine), requests, sizes)
-            follower.start()
-            patches.on_restore(follower.stop)
+        feed = _following(worker, verification, wire, patches)
 
     def after(request_ids: list[str], admitted: Admitted) -> None:
         feed.after(request_ids, admitted)
@@ -77,6 +66,37 @@ def follow_verification(
         verification.spare_giving_out(patches, None if together else _captures())
     verification.hook(patches, feed.before, after)
     patches.on_restore(feed.give_back)
+
+
+def _leading(
+    lead: Lead, worker: Worker, verification: AdaptiveVerification, wire: Wire | None, never: str
+) -> CostFeed:
+    """The feed of the rank whose publisher renews the costs."""
+    config, engine = worker.config, worker.identity.engine
+    costs = LeadingCosts(config, engine, *_bounds(worker), alone=wire is None, never=never)
+    feed = CostFeed(verification, wire, costs.wanted)
+    costs.attach(feed)
+    lead.publisher.price(costs)
+    return feed
+
+
+def _following(
+    worker: Worker, verification: AdaptiveVerification, wire: Wire | None, patches: PatchSet
+) -> CostFeed:
+    """The feed of a rank that reads the costs from the leader's file."""
+    feed, folder = CostFeed(verification, wire), worker.config.run_dir
+    if folder is not None:
+        path = cost_file(folder, worker.identity.engine)
+        follower = FollowingCosts(feed, path, *_bounds(worker))
+        follower.start()
+        patches.on_restore(follower.stop)
+    return feed
+
+
+def _bounds(worker: Worker) -> tuple[int, tuple[int, ...]]:
+    """Most requests of a step, and tokens of the CUDA graphs."""
+    requests = int(worker.vllm_config.scheduler_config.max_num_seqs)
+    return requests, captured_graphs(worker.vllm_config).sizes
 
 
 def _captures() -> Capture:

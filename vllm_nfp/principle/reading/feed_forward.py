@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vllm_nfp.principle.config_fields import ConfigFields
 from vllm_nfp.principle.family import Family
 from vllm_nfp.principle.sizes import MAX_LAYERS, MAX_SIZE, ShapeError, shown
 
 _SPARSE = ("sparse", "moe", "hash_moe")
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """The experts of one layer; all 0 in a model without."""
+
+    count: int = 0
+    per_token: int = 0
+    """Of those that do something."""
+    idle: int = 0
+    """That do nothing, beside the others."""
+    width: int = 0
+    shared: int = 0
+    shared_width: int = 0
+    """Of the shared ones together."""
 
 
 def without_experts(fields: ConfigFields, family: Family) -> Family:
@@ -61,7 +76,23 @@ def _by_rule(fields: ConfigFields, layers: int) -> tuple[bool, ...]:
     )
 
 
-def shared_experts(fields: ConfigFields, expert_width: int) -> tuple[int, int]:
+def experts_of(fields: ConfigFields, family: Family) -> Experts:
+    """Number and widths of a layer's experts."""
+    if not family.experts:
+        return Experts()
+    width = fields.whole("moe_intermediate_size", least=1)
+    shared, shared_width = _shared_experts(fields, width)
+    return Experts(
+        count=fields.whole("num_experts", least=1),
+        per_token=_experts_per_token(fields),
+        idle=fields.whole("zero_expert_num", 0),
+        width=width,
+        shared=shared,
+        shared_width=shared_width,
+    )
+
+
+def _shared_experts(fields: ConfigFields, expert_width: int) -> tuple[int, int]:
     """Number of shared experts of a layer and their width together."""
     width = fields.whole("shared_expert_intermediate_size", 0)
     if width:
@@ -70,7 +101,7 @@ def shared_experts(fields: ConfigFields, expert_width: int) -> tuple[int, int]:
     return count, count * expert_width
 
 
-def experts_per_token(fields: ConfigFields) -> int:
+def _experts_per_token(fields: ConfigFields) -> int:
     """Of those that do something, if the router picks all of them alike."""
     picked = fields.whole("num_experts_per_tok", least=1)
     experts, idle = fields.whole("num_experts", least=1), fields.whole("zero_expert_num", 0)
