@@ -6,6 +6,8 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,15 @@ import torch
 
 pytest.importorskip("vllm")
 
-from test_verification_feed import DRAFTS
+from test_lockstep import Hub
+from test_verification_feed import DRAFTS, started
 from test_whole_steps import Steps
 
 from vllm_nfp.adapter import cut_steps, versions
-from vllm_nfp.adapter.cut_steps import Ranking
+from vllm_nfp.adapter.cut_steps import Capture, Ranking
 from vllm_nfp.adapter.verification import AdaptiveVerification
+from vllm_nfp.config import ProbeConfig
+from vllm_nfp.session.verification import follow_verification
 
 pytestmark = pytest.mark.skipif(
     not versions.is_since((0, 32)), reason="this vLLM has no adaptive verification"
@@ -49,11 +54,16 @@ class Captured:
         return replay
 
 
+def hook(steps: Steps, capture: Capture) -> None:
+    verification = AdaptiveVerification(steps.manager)
+    verification.spare_giving_out(steps.patches, verification.cut_steps(capture))
+
+
 def pair() -> tuple[Steps, Steps, Captured]:
     """vLLM's own way, and this one with the same confidences."""
     plain, spared, captured = Steps(), Steps(), Captured()
     spared.manager._confidence_probs.copy_(plain.manager._confidence_probs)
-    AdaptiveVerification(spared.manager).spare_giving_out(spared.patches, captured)
+    hook(spared, captured)
     plain.own = spared.own = captured.runs = 0
     return plain, spared, captured
 
@@ -154,7 +164,7 @@ def test_a_way_of_vllms_that_is_not_known_stays(caplog: pytest.LogCaptureFixture
 
     steps.manager.reallocate_drafts = later
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        AdaptiveVerification(steps.manager).spare_giving_out(steps.patches, Captured())
+        hook(steps, Captured())
     steps.own = 0
     steps.step([DRAFTS] * 4, [1] * 4, 5)
     assert steps.own == 1
@@ -165,7 +175,7 @@ def test_counts_that_the_host_needs_are_vllms(caplog: pytest.LogCaptureFixture) 
     steps = Steps()
     steps.manager._copy_admitted_drafts_to_host = True
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        AdaptiveVerification(steps.manager).spare_giving_out(steps.patches, Captured())
+        hook(steps, Captured())
     assert cut_steps.ON_HOST in caplog.text
 
 
@@ -175,7 +185,7 @@ def test_graphs_that_cannot_be_captured_leave_vllms_way(caplog: pytest.LogCaptur
 
     steps = Steps()
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        AdaptiveVerification(steps.manager).spare_giving_out(steps.patches, none)
+        hook(steps, none)
     steps.step([DRAFTS] * 4, [1] * 4, 5)
     assert steps.own == 1
     assert "no memory" in caplog.text
@@ -196,7 +206,7 @@ def test_a_fault_in_a_step_leaves_the_step_and_all_later_ones_to_vllm(
             return replay
 
     steps, broken = Steps(), Broken()
-    AdaptiveVerification(steps.manager).spare_giving_out(steps.patches, broken)
+    hook(steps, broken)
     steps.own, broken.broken = 0, True
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         for _ in range(3):
@@ -243,3 +253,26 @@ def test_as_many_drafts_as_vllm_counts_on_are_admitted_of_any_confidences(
         Ranking(4, 3, "cpu").admit(confidences, drafts, torch.tensor([budget]), out)
         assert int(out.sum()) == budget
         assert bool((out <= drafts).all())
+
+
+@pytest.mark.parametrize("faulty", [(), (0,), (1,), (0, 1)])
+def test_ranks_cut_alike_or_leave_it_to_vllm(tmp_path: Path, faulty: tuple[int, ...]) -> None:
+    hub, ranks = Hub(2), [Steps(), Steps()]
+    for rank in faulty:
+        ranks[rank].manager._copy_admitted_drafts_to_host = True
+
+    def follow(rank: int) -> None:
+        config = ProbeConfig(run_dir=str(tmp_path), verification_costs=True)
+        parts, worker = started(config, object(), leads=rank == 0)
+        verification = AdaptiveVerification(ranks[rank].manager)
+        wire = hub.wire(rank, 60.0)
+        follow_verification(parts, worker, verification, ranks[rank].patches, print, lambda: wire)
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(follow, range(2)))
+    for one in ranks:
+        one.manager._copy_admitted_drafts_to_host = False
+        one.own = 0
+        one.step([DRAFTS] * 4, [1] * 4, 5)
+        assert one.own == bool(faulty)
+        one.patches.restore()

@@ -451,6 +451,11 @@ def test_a_rank_that_follows_opens_the_wire_only_where_costs_are_fed(tmp_path: P
     class Wire:
         rank, size = 1, 2
 
+        def begin(self, values: tuple[int, ...]) -> tuple[int, ...]:
+            return values
+
+        finish = begin
+
     def open_wire() -> Any:
         opened.append(1)
         return Wire()

@@ -10,7 +10,7 @@ device.
 
 Before it is put in place each size has given out some drafts as vLLM does; else vLLM's way stays.
 Among drafts of equal confidence, those of earlier requests come first, in place of any. So ranks
-that must cut alike may not have both ways, and this one is for one rank alone.
+that must cut alike all have this way, or none has.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class CutSteps:
         def reallocate_drafts(req_ids: Sequence[str], idx_mapping: Any) -> Any:
             try:
                 found = self.give_out(req_ids, idx_mapping)
-            except Exception as error:
+            except Exception as error:  # what no other rank meets is the device's, and ends it
                 self._sizes = ()
                 logger.warning("vllm-nfp: drafts are cut as vLLM does it: %r", error)
                 found = None

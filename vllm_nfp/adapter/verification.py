@@ -22,7 +22,7 @@ from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.whole_steps import WholeSteps
 
 if TYPE_CHECKING:
-    from vllm_nfp.adapter.cut_steps import Capture
+    from vllm_nfp.adapter.cut_steps import Capture, CutSteps
 
 logger = logging.getLogger("vllm.nfp")
 
@@ -112,18 +112,25 @@ class AdaptiveVerification:
         except Exception as error:  # steps compile it then, as without this
             logger.warning("vllm-nfp: vLLM's choice of drafts is not compiled early: %r", error)
 
-    def spare_giving_out(self, patches: PatchSet, capture: Capture | None) -> None:
+    def cut_steps(self, capture: Capture) -> CutSteps | None:
+        """A way to cut drafts that spares the host most of what vLLM's takes.
+
+        vLLM compiles its ranking meanwhile, if it has not yet.
+
+        Returns:
+            None if vLLM's own way stays; the log says why.
+        """
+        from vllm_nfp.adapter import cut_steps  # with torch, as above
+
+        return cut_steps.prepared(self._manager, capture)
+
+    def spare_giving_out(self, patches: PatchSet, cut: CutSteps | None) -> None:
         """Spare the host most of what giving the admitted drafts to requests takes.
 
         Args:
-            capture: what is done for steps that cut drafts; None: vLLM does it. It compiles its
-                ranking meanwhile, if it has not yet.
+            cut: gives them out where some are cut; None: vLLM does it.
         """
-        whole, cut = WholeSteps(self._manager), None
-        if capture is not None:
-            from vllm_nfp.adapter import cut_steps  # with torch, as above
-
-            cut = cut_steps.prepared(self._manager, capture)
+        whole = WholeSteps(self._manager)
 
         def around(original: Any) -> Any:
             return whole.around(original if cut is None else cut.around(original))
