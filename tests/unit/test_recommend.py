@@ -913,6 +913,27 @@ def test_live_traffic_has_an_answer_of_its_own(served: Any) -> None:
     assert "No speculation (K=0) would give" in shown
 
 
+def test_a_length_of_draft_control_that_seems_to_lose_is_not_said_to_be_kept(served: Any) -> None:
+    """It said: keep it; -27 % over no speculation. Control had not tried that yet."""
+    from vllm_nfp.draft.live.steps import cell_of
+
+    batch_size, context = cell_of(7, 3571)
+    of = 'model_name="qwen3-8b",engine="0"'
+    served(
+        metrics(engines=("0",))
+        + live("0", 7, {2: (1.9, "measured"), 4: (4.0, "measured")})
+        + f"vllm_nfp_live_draft_length{{{of}}} 3\n"
+        + f'vllm_nfp_draft_control_length{{{of},batch_size="{batch_size}",context="{context}",'
+        + 'reason="kept"} 3\n'
+    )
+    (said,) = recommend(URL, 0.8).verdict
+    assert said.startswith(
+        "You run K=3, the best that draft control has tried here so far (live traffic: B=7, "
+        "L=3571; estimated -26 % ["
+    )
+    assert said.endswith("over no speculation)")
+
+
 @pytest.mark.parametrize("wrong", ['basis="sure"', 'positions="-2"', 'engine="9",positions="2"'])
 def test_a_live_curve_that_cannot_be_is_refused_or_left_out(served: Any, wrong: str) -> None:
     text = live("0", 7, {2: (1.0, "measured")})
