@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 
 from vllm_nfp import measure
 from vllm_nfp.cli import main
-from vllm_nfp.cli.measure import _teller
+from vllm_nfp.cli.measure import CAPTURE_SECONDS, GRAPH_MEMORY_MIB, _teller
 from vllm_nfp.cli.profile_table import print_profile
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.profile import Profile, save_profile
@@ -324,6 +324,12 @@ def test_what_has_to_be_said_of_the_scan_is_a_sentence_beside_the_table(
     done = CliRunner().invoke(main, ["measure", "name", "-o", out, "--json"])
     assert done.stderr.splitlines()[-1] == "the cache was empty."
     assert "the cache" in done.stdout, "the profile has it as well"
+
+
+def test_the_guide_names_the_defaults_of_the_command() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    assert f"{CAPTURE_SECONDS:g} s for capturing, " in guide
+    assert f", {GRAPH_MEMORY_MIB} MiB for CUDA graphs" in guide
 
 
 def test_the_progress_says_what_the_scan_waits_for() -> None:

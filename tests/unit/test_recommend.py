@@ -524,6 +524,16 @@ def test_without_acceptance_there_is_a_table_of_usual_ones(profile_path: Path) -
     assert "acceptance is needed" in refused(profile_path, "--speculative-config")
 
 
+def test_the_usual_table_explains_each_of_its_marks(dense_profile: Profile, tmp_path: Path) -> None:
+    """A server showed 31+?, and nothing said what + means."""
+    path = tmp_path / "short.json"
+    rows = tuple(row for row in dense_profile.curves if row.positions <= 4)
+    save_profile(path, dataclasses.replace(dense_profile, curves=rows, boundaries=()))
+    said = " ".join(run(path).output.split())
+    assert "3+ (" in said
+    assert "K+ = the longest that is known; more may be better." in said
+
+
 def test_gains_are_over_what_runs(profile_path: Path, served: Any) -> None:
     flags = ("--acceptance-rates", "0.8,0.6,0.4,0.3")
     (row, *_), verdict = (
