@@ -153,7 +153,7 @@ def test_the_package_stays_light() -> None:
     [
         ({"epsilon": -0.1}, "epsilon must be between"),
         ({"slack": 0.9}, "slack must be between"),
-        ({"max_draft_length": 1000}, "max_draft_length must be between 0 and 512, not 1000"),
+        ({"max_draft_length": 1000}, "max_draft_length must be between 1 and 512, not 1000"),
         ({"max_batch_size": 0}, "max_batch_size must be between 1"),
         ({"max_batch_size": "8"}, "max_batch_size must be a whole number, as in 8, not '8'"),
         ({"max_draft_length": 2.5}, "max_draft_length must be a whole number"),
@@ -269,8 +269,9 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
         (["--acceptance", "0.5", "--contexts", "7"], "context 7 is not among those"),
         (["--acceptance", "0.5", "--max-batch-size", "0"], "--max-batch-size must be between 1"),
         (
-            ["--acceptance", "0.5", "--max-draft-length", "-1"],
-            "--max-draft-length must be between 0 and 512, not -1",
+            # It said that drafts pay at no batch size.
+            ["--acceptance", "0.5", "--max-draft-length", "0"],
+            "--max-draft-length must be between 1 and 512, not 0",
         ),
         (
             ["--acceptance", "0.5", "--draft-lengths", "4,300", "--speculative-config"],

@@ -95,7 +95,7 @@ def recommend(
     epsilon = _fraction("epsilon", epsilon, MOST_EPSILON)
     slack = _fraction("slack", slack, 0.5)
     if max_draft_length is not None:
-        max_draft_length = _count("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
+        max_draft_length = _count("max_draft_length", max_draft_length, 1, LARGEST_DRAFT_LENGTH)
     if max_batch_size is not None:
         max_batch_size = _count("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
     if running is not None:
