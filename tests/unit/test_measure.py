@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -324,6 +325,25 @@ def test_what_has_to_be_said_of_the_scan_is_a_sentence_beside_the_table(
     done = CliRunner().invoke(main, ["measure", "name", "-o", out, "--json"])
     assert done.stderr.splitlines()[-1] == "the cache was empty."
     assert "the cache" in done.stdout, "the profile has it as well"
+
+
+@pytest.mark.parametrize(
+    ("ends", "left"), [(KeyboardInterrupt(), 0), (measure.MeasureError("see its log"), 1)]
+)
+def test_a_log_stays_only_where_it_is_named(
+    ends: BaseException, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C left one directory after the other in /tmp."""
+
+    def end(_settings: measure.Settings, log: Path, _tell: object) -> Profile:
+        log.touch()
+        raise ends
+
+    monkeypatch.setattr(measure, "measure", end)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    done = CliRunner().invoke(main, ["measure", "m", "-o", str(tmp_path / "p.json")])
+    assert done.exit_code != 0
+    assert len(list(tmp_path.glob("vllm-nfp-log-*"))) == left
 
 
 def test_the_guide_names_the_defaults_of_the_command() -> None:

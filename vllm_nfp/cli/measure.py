@@ -213,7 +213,7 @@ def _engine_args(text: str) -> dict[str, Any]:
 
 
 def _run(settings: measure.Settings, quiet: bool) -> Profile:
-    folder = temporary_folder("vllm-nfp-log-")  # left behind where the log is named
+    folder = temporary_folder("vllm-nfp-log-")
     console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description}"),
@@ -221,10 +221,16 @@ def _run(settings: measure.Settings, quiet: bool) -> Profile:
         TextColumn("{task.fields[pairs]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        profile = measure.measure(settings, folder / "engine.log", _teller(bar))
-    shutil.rmtree(folder, ignore_errors=True)
-    return profile
+    log_is_named = False
+    try:
+        with Progress(*columns, console=console) as bar:
+            return measure.measure(settings, folder / "engine.log", _teller(bar))
+    except measure.MeasureError:
+        log_is_named = True
+        raise
+    finally:
+        if not log_is_named:  # as after Ctrl-C
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _teller(bar: Progress) -> Callable[[measure.Progress], None]:
