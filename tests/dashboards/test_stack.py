@@ -171,7 +171,7 @@ def test_watch_shows_the_real_server(under_load: tuple[Running, Prometheus]) -> 
     done = CliRunner().invoke(main, ["watch", running.url, "--once"], env={"COLUMNS": "140"})
     assert done.exit_code == 0, done.output
     assert "tiny-qwen3  engine 0" in done.output
-    assert "now: batch" in done.output
+    assert "last step: batch" in done.output
     assert "speculation: K=" in done.output
     assert "attention" in done.output
     done = CliRunner().invoke(main, ["watch", running.url, "--once", "--json"])

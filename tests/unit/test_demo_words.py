@@ -37,6 +37,12 @@ def test_without_the_package_one_command_is_named(monkeypatch: pytest.MonkeyPatc
     assert "Traceback" not in done.output
 
 
+def test_a_directory_that_cannot_be_written_is_a_sentence() -> None:
+    done = CliRunner().invoke(main, ["demo", "--folder", "/proc/no/folder"])
+    assert done.exit_code == 2
+    assert "--folder '/proc/no/folder' cannot be written (No such file or" in done.output
+
+
 def test_rotary_halves_are_put_apart() -> None:
     torch = pytest.importorskip("torch")
     rows = torch.arange(8.0).reshape(8, 1)

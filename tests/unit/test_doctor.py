@@ -402,7 +402,8 @@ if json.loads(sys.argv[1])["model"]:
     ModelConfig(layers="no number")
 print("{}")
 """
-    with pytest.raises(BadQuestionError, match="vLLM cannot serve m: Input should be a valid int"):
+    said = "vLLM cannot serve m: layers: Input should be a valid int"
+    with pytest.raises(BadQuestionError, match=said):
         doctor.ask_vllm(Question(Path("m")), program(tmp_path, refuse))
 
 

@@ -497,8 +497,13 @@ def test_settings_for_vllm() -> None:
         "method": "eagle",
         "model": "heads/eagle",
         "num_speculative_tokens": 2,
-        "num_speculative_tokens_per_batch_size": [[1, 1, 2]],
     }
+    two = make_schedule(
+        [curve([1.0] * 6, 1), curve([1.0, 9.0, 9.0, 9.0, 9.0, 9.0], 8)], Demand(constant(0.5))
+    )
+    assert speculative_config(two, "ngram")["num_speculative_tokens_per_batch_size"] == [
+        [entry.batch_size_first, entry.batch_size_last, entry.draft_length] for entry in two.ranges
+    ]
     with pytest.raises(ValueError, match="needs the directory or name of its draft model"):
         speculative_config(made, "draft_model")
     with pytest.raises(ValueError, match="'medusa' is none of ngram, ngram_gpu, suffix, eagle"):

@@ -49,9 +49,31 @@ def test_a_flag_that_vllm_serve_does_not_take_is_refused(
     assert "unrecognized arguments: --tensor-paralel-size 2" in capsys.readouterr().err
 
 
+def test_what_vllm_serve_would_refuse_of_drafts_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It said that the probe will work, and the server ended at once."""
+    with pytest.raises(SystemExit) as ended:
+        examine._settings(examine._parsed("a-model", ["--nfp-draft-control"]))
+    assert ended.value.code == BAD_FLAGS
+    assert "the server drafts nothing: add --speculative-config" in capsys.readouterr().err
+    drafts = '{"method": "ngram", "num_speculative_tokens": 3}'
+    args = examine._parsed("m", ["--nfp-draft-control", "--speculative-config", drafts])
+    probe = examine._settings(args)
+    assert probe is not None and probe.draft_control
+    assert "num_speculative_tokens_per_batch_size" not in args.speculative_config
+
+
 @pytest.mark.parametrize(
     ("said", "status", "told"),
     [
+        (
+            "1 validation error for SchedulerConfig\nmax_num_seqs\n  Input should be greater than "
+            "or equal to 1 [type=greater_than_equal, input_value=0, input_type=int]\n"
+            "    For further information visit https://errors.example",
+            1,
+            "max_num_seqs: Input should be greater than or equal to 1",
+        ),
         ("vllm: error: unrecognized arguments: --a", BAD_FLAGS, "unrecognized arguments: --a"),
         ("vllm serve: error: --a is wrong", BAD_FLAGS, "--a is wrong"),
         (

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.progress import Progress as Bar
 
 from vllm_nfp import measure
 from vllm_nfp.cli import main
-from vllm_nfp.cli.measure import _teller
+from vllm_nfp.cli.measure import CAPTURE_SECONDS, GRAPH_MEMORY_MIB, _teller
 from vllm_nfp.cli.profile_table import print_profile
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results.profile import Profile, save_profile
@@ -242,12 +243,15 @@ def test_an_engine_that_fails_says_why_in_one_line() -> None:
     [
         (["./nowhere"], "there is no model directory ./nowhere: give one that exists"),
         (["m", "--batch-sizes", "1,x"], "--batch-sizes holds 'x', which is not a whole number"),
-        (["m", "--batch-sizes", "8,1"], "batch_sizes must be ascending"),
+        (["m", "--batch-sizes", "8,1"], "--batch-sizes must be ascending"),
         (["m", "--contexts", "1.5"], "--contexts holds '1.5', which is not a whole number"),
-        (["m", "--epsilon", "0,1"], "each value of epsilons must be a fraction from 0.001 to 1"),
-        (["m", "--max-positions", "1"], "max_positions must be a number of positions from 2"),
+        (["m", "--epsilon", "0,1"], "each value of --epsilon must be a fraction from 0.001 to 1"),
+        (["m", "--max-positions", "1"], "--max-positions must be a number of positions from 2"),
+        (["m", "--samples", "99999"], "--samples must be a number of samples from 0 to 10000"),
+        (["m", "--layers", "-1"], "--layers must be a number of layers from 0"),
+        ([str(Path(__file__).parent)], "holds no config.json: give the directory of a model"),
         (["m", "--samples", "0"], "0 is not in the range x>=1"),
-        (["m", "--seconds", "9999"], "startup_seconds must be seconds from 0 to 600"),
+        (["m", "--seconds", "9999"], "Error: --seconds must be seconds from 0 to 600"),
         (["m", "--engine-args", "[]"], "--engine-args must be a JSON object"),
         (["m", "--engine-args", '{"model": "x"}'], "--engine-args must not name a model"),
         (["m", "--nfp-config", '{"contexts": [1]}'], "hold 'contexts' here: give it as --contexts"),
@@ -321,6 +325,31 @@ def test_what_has_to_be_said_of_the_scan_is_a_sentence_beside_the_table(
     done = CliRunner().invoke(main, ["measure", "name", "-o", out, "--json"])
     assert done.stderr.splitlines()[-1] == "the cache was empty."
     assert "the cache" in done.stdout, "the profile has it as well"
+
+
+@pytest.mark.parametrize(
+    ("ends", "left"), [(KeyboardInterrupt(), 0), (measure.MeasureError("see its log"), 1)]
+)
+def test_a_log_stays_only_where_it_is_named(
+    ends: BaseException, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C left one directory after the other in /tmp."""
+
+    def end(_settings: measure.Settings, log: Path, _tell: object) -> Profile:
+        log.touch()
+        raise ends
+
+    monkeypatch.setattr(measure, "measure", end)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    done = CliRunner().invoke(main, ["measure", "m", "-o", str(tmp_path / "p.json")])
+    assert done.exit_code != 0
+    assert len(list(tmp_path.glob("vllm-nfp-log-*"))) == left
+
+
+def test_the_guide_names_the_defaults_of_the_command() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    assert f"{CAPTURE_SECONDS:g} s for capturing, " in guide
+    assert f", {GRAPH_MEMORY_MIB} MiB for CUDA graphs" in guide
 
 
 def test_the_progress_says_what_the_scan_waits_for() -> None:

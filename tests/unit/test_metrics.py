@@ -267,6 +267,7 @@ def test_a_server_from_before_the_surface_is_read(text: str) -> None:
         ("", "has no NFP probe: start it with --nfp-probe"),
         ("# TYPE up gauge\nup 1\n", "has no NFP probe"),
         ('vllm_nfp_state{state="x" 1\n', "not in Prometheus' text format"),
+        ("# TYPE up gauge\nup 1\nhello\n", r"text format \(a line is 'hello'\): is it a vLLM ser"),
     ],
 )
 def test_a_scrape_without_the_probe_says_what_to_do(broken: str, sentence: str) -> None:

@@ -148,6 +148,17 @@ def test_what_constants_rest_on_is_a_note_and_a_warning_only_where_none_were_fit
     assert "Warning: Constants: not fitted to MI325X" in elsewhere
 
 
+def test_a_lookup_that_loses_is_not_said_to_run_a_drafter(tmp_path: Path) -> None:
+    """It was said that the draft model runs on every step; n-grams have none."""
+    small = {**QWEN_3_8B, "num_hidden_layers": 1}
+    for method, why in (
+        ("ngram", "because the host takes longer for a step with speculation, even at K = 0"),
+        ("eagle3", "because the drafter runs on every step, even at K = 0"),
+    ):
+        done = run(small, tmp_path, "--acceptance", "0.05", "--draft-method", method)
+        assert why in " ".join(done.output.split())
+
+
 def test_leaving_the_graphs_is_told(tmp_path: Path) -> None:
     result = run(QWEN_3_8B, tmp_path, "--batch-sizes", "128", "--acceptance", "0.95")
     assert "steps leave the CUDA graphs" in " ".join(result.output.split())

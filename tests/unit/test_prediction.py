@@ -344,6 +344,10 @@ def test_notes_say_what_is_assumed() -> None:
     assert len(notes(small())) == 1
     carried, rules = notes(small(hardware="L4"))
     assert "not fitted to L4, assumed as H100-SXM (dense products" in carried
+    assert carried.endswith("dense products, attention and experts rests on: assumption.")
+    # Its own kernels were fitted to, and "not fitted to H200, kernels of H200" contradicts itself.
+    (own, *_) = notes(small(hardware="H200"))
+    assert "Constants: not all fitted to H200, kernels of vLLM 0.32 on an H200" in own
     assert "FLASH_ATTN_2 were never timed" in rules
     assumed = "transfers between ranks are assumed"
     assert any(assumed in note for note in notes(small(hardware="L4", tensor_parallel_size=2)))

@@ -43,7 +43,9 @@ def test_the_routing_behind_the_times_is_found(skew: float) -> None:
 def test_times_that_show_no_routing_are_refused() -> None:
     with pytest.raises(RoutingError, match="has no experts"):
         measured_skew(shape_from_config(LLAMA_3_8B), TARGET, Serving(), ratios(0.0, 0.0))
-    with pytest.raises(RoutingError, match="at 3 N or more, not 1"):
+    with pytest.raises(
+        RoutingError, match="3 or more timed points of moe_ffn beyond N = 1, not 1: give a"
+    ):
         measured_skew(QWEN, TARGET, Serving(), {(1, 2): 1.4})
 
 
@@ -73,7 +75,7 @@ def test_files_that_hold_no_times_of_experts_are_refused(tmp_path: Path) -> None
     for content, sentence in (
         ("{", "cannot be used"),
         ('{"curves": [{"module": 1}]}', "cannot be used"),
-        ('{"curves": []}', "at 3 N or more, not 0"),
+        ('{"curves": []}', "N = 1, not 0: give a profile of a model with experts"),
     ):
         path = tmp_path / "x.json"
         path.write_text(content)

@@ -153,7 +153,7 @@ def test_the_package_stays_light() -> None:
     [
         ({"epsilon": -0.1}, "epsilon must be between"),
         ({"slack": 0.9}, "slack must be between"),
-        ({"max_draft_length": 1000}, "max_draft_length must be between 0 and 512, not 1000"),
+        ({"max_draft_length": 1000}, "max_draft_length must be between 1 and 512, not 1000"),
         ({"max_batch_size": 0}, "max_batch_size must be between 1"),
         ({"max_batch_size": "8"}, "max_batch_size must be a whole number, as in 8, not '8'"),
         ({"max_draft_length": 2.5}, "max_draft_length must be a whole number"),
@@ -219,7 +219,6 @@ def test_only_the_settings(profile_path: Path) -> None:
         "method": "eagle3",
         "model": "heads/eagle3",
         "num_speculative_tokens": 4,
-        "num_speculative_tokens_per_batch_size": [[1, 32, 4]],
     }
 
 
@@ -270,8 +269,9 @@ def test_a_head_that_loses_everywhere_is_warned_of_and_gives_no_settings(
         (["--acceptance", "0.5", "--contexts", "7"], "context 7 is not among those"),
         (["--acceptance", "0.5", "--max-batch-size", "0"], "--max-batch-size must be between 1"),
         (
-            ["--acceptance", "0.5", "--max-draft-length", "-1"],
-            "--max-draft-length must be between 0 and 512, not -1",
+            # It said that drafts pay at no batch size.
+            ["--acceptance", "0.5", "--max-draft-length", "0"],
+            "--max-draft-length must be between 1 and 512, not 0",
         ),
         (
             ["--acceptance", "0.5", "--draft-lengths", "4,300", "--speculative-config"],
@@ -525,6 +525,16 @@ def test_without_acceptance_there_is_a_table_of_usual_ones(profile_path: Path) -
     assert "acceptance is needed" in refused(profile_path, "--speculative-config")
 
 
+def test_the_usual_table_explains_each_of_its_marks(dense_profile: Profile, tmp_path: Path) -> None:
+    """A server showed 31+?, and nothing said what + means."""
+    path = tmp_path / "short.json"
+    rows = tuple(row for row in dense_profile.curves if row.positions <= 4)
+    save_profile(path, dataclasses.replace(dense_profile, curves=rows, boundaries=()))
+    said = " ".join(run(path).output.split())
+    assert "3+ (" in said
+    assert "K+ = the longest that is known; more may be better." in said
+
+
 def test_gains_are_over_what_runs(profile_path: Path, served: Any) -> None:
     flags = ("--acceptance-rates", "0.8,0.6,0.4,0.3")
     (row, *_), verdict = (
@@ -774,8 +784,10 @@ def test_vllm_reads_the_settings(
     config = pytest.importorskip("vllm.config.speculative").SpeculativeConfig(**settings)
     from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
-    assert config.uses_dynamic_speculative_decoding()
+    assert config.uses_dynamic_speculative_decoding() == (len(set(lookup)) > 1)
     assert config.num_speculative_tokens == max(lookup)
+    if len(set(lookup)) == 1:
+        return
     dense = build_dynamic_sd_schedule_lookup(
         config.num_speculative_tokens_per_batch_size, len(lookup), config.num_speculative_tokens
     )
@@ -910,6 +922,27 @@ def test_live_traffic_has_an_answer_of_its_own(served: Any) -> None:
     shown = " ".join(run(URL, "--acceptance", "0.8").output.split())
     assert "You run K=3; keep it (live traffic: B=7, L=3571, inferred; +168 % [144, 195]" in shown
     assert "No speculation (K=0) would give" in shown
+
+
+def test_a_length_of_draft_control_that_seems_to_lose_is_not_said_to_be_kept(served: Any) -> None:
+    """It said: keep it; -27 % over no speculation. Control had not tried that yet."""
+    from vllm_nfp.draft.live.steps import cell_of
+
+    batch_size, context = cell_of(7, 3571)
+    of = 'model_name="qwen3-8b",engine="0"'
+    served(
+        metrics(engines=("0",))
+        + live("0", 7, {2: (1.9, "measured"), 4: (4.0, "measured")})
+        + f"vllm_nfp_live_draft_length{{{of}}} 3\n"
+        + f'vllm_nfp_draft_control_length{{{of},batch_size="{batch_size}",context="{context}",'
+        + 'reason="kept"} 3\n'
+    )
+    (said,) = recommend(URL, 0.8).verdict
+    assert said.startswith(
+        "You run K=3, the best that draft control has tried here so far (live traffic: B=7, "
+        "L=3571; estimated -26 % ["
+    )
+    assert said.endswith("over no speculation)")
 
 
 @pytest.mark.parametrize("wrong", ['basis="sure"', 'positions="-2"', 'engine="9",positions="2"'])

@@ -53,10 +53,8 @@ def test_one_look_shows_nfp_batch_drafts_overhead_and_state(url: str) -> None:
     assert "overhead 46.33% of 50.00% allowed" in done.output
     assert "1892 measured" in done.output
     # 16 free positions at B=8, L=4096, as docs/measured.md tables them: (16 - 4) x 6 more tokens.
-    assert (
-        "now: batch 6, context 4000, 4 positions per sequence; 72 more tokens are free within 10%"
-        in done.output
-    )
+    step = "last step: batch 6, context 4000, 4 positions per sequence"
+    assert f"{step}; 72 more tokens are free within 10%" in done.output
     assert "speculation: K=3 runs" in done.output
     assert "60% of drafted tokens accepted" in " ".join(done.output.split())
     attention = done.output.split("attention", 1)[1].splitlines()
@@ -187,7 +185,7 @@ def test_what_is_missing_is_said(recorded: Recorded, tmp_path: Path) -> None:
     assert "no decode step yet" in text
     beyond = dataclasses.replace(base, live=LiveStep(64, 100, 1), live_boundaries=())
     text = shown(render(_reading(beyond), None, 0.1))
-    assert "now: batch 64, context 100, 1 position per sequence\n" in text
+    assert "last step: batch 64, context 100, 1 position per sequence\n" in text
     assert ">" not in text, "no row holds the traffic"
     off = dataclasses.replace(base, state=State.DISABLED)
     assert "disabled" in shown(render(_reading(off), None, 0.1))
@@ -270,6 +268,8 @@ def test_the_prior_and_jumps_are_told(recorded: Recorded) -> None:
     )
     assert "2 jumps: new measurements contradicted old ones" in text
     assert "jumps" not in shown(render(_reading(recorded.snapshot), None, 0.1))
+    once = dataclasses.replace(rough, jumps=1)
+    assert "1 jump: new measurements" in shown(render(_reading(once), None, 0.1))
 
 
 def test_a_file_is_no_server(tmp_path: Path) -> None:
@@ -294,6 +294,14 @@ def test_batch_sizes_and_contexts_can_be_chosen(url: str, command: list[str]) ->
     done = run("--batch-sizes", "7")
     assert done.exit_code == 2
     assert "--batch-sizes 7 is not reported by this server: give one of 1, 8, 32" in done.stderr
+    assert not done.stdout, "nothing before the refusal"
+
+
+def test_the_title_of_a_narrow_table_stands_on_one_line(url: str) -> None:
+    done = CliRunner().invoke(
+        main, ["table", url, "--epsilon", "0.1", "--batch-sizes", "8", "--contexts", "1024"]
+    )
+    assert "Free positions per sequence (NFP) [95 % interval]\n" in done.stdout
 
 
 def test_the_answer_of_live_traffic_says_its_basis_and_draft_length(tmp_path: Path) -> None:
@@ -313,6 +321,11 @@ def test_the_answer_of_live_traffic_says_its_basis_and_draft_length(tmp_path: Pa
         "context 4000, 1 position per sequence; 42 more tokens are free within 10% (measured)"
         in text
     )
+    one = dataclasses.replace(shape, free_tokens={0.1: 1})
+    text = shown(
+        render(watch.Reading(reading.scrape, (dataclasses.replace(engine, live=one),)), None, 0.1)
+    )
+    assert "; 1 more token is free within 10%" in text
     drafting = dataclasses.replace(engine, live=shape, drafting=watch.Drafting(10, 30, 18))
     view = render(watch.Reading(reading.scrape, (drafting,)), None, 0.1)
     assert "K=3 runs, K=3 recommended; 60% of drafted tokens accepted" in shown(view)

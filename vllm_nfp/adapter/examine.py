@@ -7,11 +7,16 @@ and memory of importing it are the caller's.
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_nfp.config import ProbeConfig
 
 BAD_FLAGS = 2
 """Exit status for flags that vLLM's parser or the probe refuses; stderr's last line says why."""
@@ -40,19 +45,13 @@ def examine(model: str | None, flags: Sequence[str]) -> dict[str, Any]:
 def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_nfp.adapter import flags as nfp
     from vllm_nfp.adapter import support
     from vllm_nfp.adapter.decoding import expected_refusal
     from vllm_nfp.adapter.features import features_of
     from vllm_nfp.adapter.versions import Decision, Mode
-    from vllm_nfp.config import ConfigError
 
     args = _parsed(model, flags)
-    try:
-        probe = nfp.config_from_args(args)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(BAD_FLAGS) from None
+    probe = _settings(args)
     config = EngineArgs.from_cli_args(args).create_engine_config(headless=bool(args.headless))
     decision = support.decide(config, passive=bool(probe and probe.passive))
     backend = _attention_backend(config)
@@ -76,6 +75,21 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
         "data_parallel": int(config.parallel_config.data_parallel_size),
         **_stored(config),
     }
+
+
+def _settings(args: argparse.Namespace) -> ProbeConfig | None:
+    """The probe's settings; it ends where ``vllm serve`` ends for them, in the same words."""
+    from vllm_nfp.adapter import flags as nfp
+    from vllm_nfp.adapter.drafts_asked import prepare_drafts
+    from vllm_nfp.config import ConfigError
+
+    try:
+        probe = nfp.config_from_args(args)
+        # On a copy: draft control adds a table, and what was given is what is judged.
+        return None if probe is None else prepare_drafts(probe, copy.copy(args))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(BAD_FLAGS) from None
 
 
 def _parsed(model: str, flags: Sequence[str]) -> Any:

@@ -73,9 +73,11 @@ def _print_nfp(console: Console, found: Comparison, everything: bool) -> None:
     judged = [row for row in found.nfp if row.significant is not None]
     if changed:
         console.print(f"NFP: {len(changed)} of {len(judged)} boundaries moved significantly")
-    else:
+    elif judged:
         console.print(f"NFP: no significant change in {len(judged)} boundaries")
-    if len(judged) < len(found.nfp):
+    else:
+        console.print(f"NFP: none of {len(found.nfp)} boundaries was measured in both profiles")
+    if 0 < len(judged) < len(found.nfp):
         console.print(
             f"NFP: {len(found.nfp) - len(judged)} not compared: not measured in both profiles"
         )

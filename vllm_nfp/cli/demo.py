@@ -12,6 +12,7 @@ from vllm_nfp.cli.prepare_cpu import repair_cpu
 from vllm_nfp.cli.recommend_table import print_lengths
 from vllm_nfp.cli.table import print_table
 from vllm_nfp.cli.terminal import Console
+from vllm_nfp.config import ConfigError, check_writable_folder
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.real_model import weights_file, write_real_model
 from vllm_nfp.results import fetching
@@ -47,11 +48,12 @@ def demo_command(seconds: float, folder: Path | None, real: bool) -> None:
     console = Console()
     folder = folder or temporary_folder("vllm-nfp-demo-")
     try:
+        check_writable_folder("--folder", str(folder))
         if real:
             weights_file()  # before anything is started
         repair_cpu(console)
         _run_demo(console, demo.Settings(folder, seconds, real=real))
-    except (demo.DemoError, fetching.ScrapeError, RuntimeError, OSError) as error:
+    except (ConfigError, demo.DemoError, fetching.ScrapeError, RuntimeError, OSError) as error:
         raise Refusal(str(error)) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,6 +49,9 @@ _FLAGS = {
     "sampled_layers": "--layers",
 }
 """Settings of the probe that have a flag here."""
+_CONFIGS = ("config.json", "params.json")
+"""What vLLM reads of a directory; the second in Mistral's format (transformers_utils/config.py of
+vLLM 0.32)."""
 
 
 def _default(values: tuple[float, ...]) -> str:
@@ -154,11 +158,18 @@ def measure_command(
         raise Refusal(
             f"there is no model directory {model}: give one that exists, or a model's name"
         )
+    if os.path.isdir(model) and not any(Path(model, name).is_file() for name in _CONFIGS):
+        raise Refusal(
+            f"the directory {model} holds no config.json: give the directory of a model, or a "
+            f"model's name"
+        )
     try:
         probe = config_from_mapping({**_further(nfp_config, values), **values})
         settings = measure.Settings(model, probe, _engine_args(engine_args))
         profile = _run(settings, quiet=as_json)
-    except (ConfigError, measure.MeasureError) as error:
+    except ConfigError as error:
+        raise Refusal(_with_flags(str(error))) from None
+    except measure.MeasureError as error:
         raise Refusal(str(error)) from None
     write_or_keep(output, lambda path: save_profile(path, profile))
     told = Console(stderr=True)
@@ -169,6 +180,13 @@ def measure_command(
         return
     print_profile(profile)
     told.print(f"profile: {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _with_flags(sentence: str) -> str:
+    """A sentence on settings with the flags that were given; quoted names and flags stay."""
+    for setting, flag in _FLAGS.items():
+        sentence = re.sub(rf"(?<!['\w-]){setting}\b", flag, sentence)
+    return sentence
 
 
 def _looks_like_path(model: str) -> bool:
@@ -195,7 +213,7 @@ def _engine_args(text: str) -> dict[str, Any]:
 
 
 def _run(settings: measure.Settings, quiet: bool) -> Profile:
-    folder = temporary_folder("vllm-nfp-log-")  # left behind where the log is named
+    folder = temporary_folder("vllm-nfp-log-")
     console = Console(stderr=True, quiet=quiet)
     columns = (
         TextColumn("{task.description}"),
@@ -203,10 +221,16 @@ def _run(settings: measure.Settings, quiet: bool) -> Profile:
         TextColumn("{task.fields[pairs]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as bar:
-        profile = measure.measure(settings, folder / "engine.log", _teller(bar))
-    shutil.rmtree(folder, ignore_errors=True)
-    return profile
+    log_is_named = False
+    try:
+        with Progress(*columns, console=console) as bar:
+            return measure.measure(settings, folder / "engine.log", _teller(bar))
+    except measure.MeasureError:
+        log_is_named = True
+        raise
+    finally:
+        if not log_is_named:  # as after Ctrl-C
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _teller(bar: Progress) -> Callable[[measure.Progress], None]:

@@ -173,5 +173,8 @@ def aligned(rows: Sequence[Answer | None]) -> Sequence[str]:
 
 def print_whole(console: Console, table: Table) -> None:
     """Print a table. In a narrower terminal its lines wrap: cut numbers would be other numbers."""
+    title, table.title = table.title, None  # within the table it wraps at the table's width
     console.width = max(console.width, Console(width=WIDEST).measure(table).maximum)
+    if title is not None:
+        console.print(title, style="table.title", highlight=False)
     console.print(table)

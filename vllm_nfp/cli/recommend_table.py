@@ -20,6 +20,9 @@ from vllm_nfp.draft.rows import ScheduleRow
 from vllm_nfp.draft.verdict import percent
 from vllm_nfp.types import Basis
 
+AT_LIMIT = "K+ = the longest that is known; more may be better"
+"""What the mark of :attr:`ScheduleRow.length_text` means."""
+
 
 def print_lengths(console: Console, found: Recommendation) -> None:
     """Print the verdict, the setting for vLLM, the table, warnings and assumptions."""
@@ -151,7 +154,7 @@ def _notes(rows: Sequence[ScheduleRow], predicted: bool) -> list[str]:
     shown = _shown(rows)
     known = "evaluated" if predicted else "measured"
     notes = (
-        (any(row.at_limit for row in rows), "K+ = the longest that is known; more may be better"),
+        (any(row.at_limit for row in rows), AT_LIMIT),
         (
             any(row.free_at_limit for row in rows),
             f"free K+ = still free at the largest N {known}; more may be free",

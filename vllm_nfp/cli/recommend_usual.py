@@ -11,6 +11,7 @@ from rich import box
 from rich.table import Table
 
 from vllm_nfp.cli.nfp_table import print_whole
+from vllm_nfp.cli.recommend_table import AT_LIMIT
 from vllm_nfp.cli.terminal import Console
 from vllm_nfp.draft.cautions import LONG_FOR_A_CONSTANT
 from vllm_nfp.draft.recommendation import Recommendation
@@ -93,7 +94,8 @@ def _legend(rows: Sequence[ScheduleRow]) -> str:
     """What the marks of the table mean; empty without any."""
     marks = {_MARKS.get(row.basis, ("", "?")) for row in rows}
     meanings = {("~", ""): "~K = inferred from other measurements", ("", "?"): "K? = predicted"}
-    return "; ".join(text for mark, text in meanings.items() if mark in marks)
+    texts = [text for mark, text in meanings.items() if mark in marks]
+    return "; ".join([*texts, AT_LIMIT] if any(row.at_limit for row in rows) else texts)
 
 
 def _caution(rows: Sequence[ScheduleRow]) -> str:

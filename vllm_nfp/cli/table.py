@@ -75,14 +75,19 @@ def print_table(
     """
     console = Console()
     usual = watch.choose_epsilon(reading.epsilons) if epsilon is None else epsilon
-    for engine in reading.engines:
+    chosen = shown or Filter()
+    # Of all engines first: a refusal comes before the first line.
+    tables = [
+        chosen.applied(lines_of(reading.rows_of(engine.status.engine, epsilon)))
+        for engine in reading.engines
+    ]
+    for engine, lines in zip(reading.engines, tables, strict=True):
         for text in (heading(engine), step_line(engine, usual), *prior_lines(engine.status)):
             console.print(text, soft_wrap=True)
-        lines = lines_of(reading.rows_of(engine.status.engine, epsilon))
         if not lines:
             console.print("No answer yet: the probe has just started.")
             continue
-        _print_lines(console, (shown or Filter()).applied(lines), engine.live)
+        _print_lines(console, lines, engine.live)
 
 
 def _print_lines(

@@ -88,13 +88,14 @@ def step_line(engine: EngineReading, epsilon: float) -> Text:
     if live is None:
         return Text("no decode step yet", "dim")
     step = (
-        f"now: batch {live.batch_size}, context {live.context}, "
+        f"last step: batch {live.batch_size}, context {live.context}, "
         f"{live.positions} position{'s' * (live.positions > 1)} per sequence"
     )
     if epsilon not in live.free_tokens:
         return Text(step)
     tokens = live.free_tokens[epsilon]
-    more = f"{tokens or 'no'} more tokens are free within {100 * epsilon:g}%"
+    more = f"{tokens or 'no'} more {'token is' if tokens == 1 else 'tokens are'} free"
+    more = f"{more} within {100 * epsilon:g}%"
     basis = live.basis(epsilon)
     return Text.assemble(
         f"{step}; ", (more, "green" if tokens else "yellow"), f" ({basis})" if basis else ""
@@ -110,7 +111,11 @@ def prior_lines(status: Status) -> Sequence[Text]:
         lines.append(Text(f"{named}{reason}", "dim"))
     if status.jumps:
         lines.append(
-            Text(f"{status.jumps} jumps: new measurements contradicted old ones", "yellow")
+            Text(
+                f"{status.jumps} jump{'s' * (status.jumps > 1)}: new measurements contradicted old "
+                f"ones",
+                "yellow",
+            )
         )
     return lines
 

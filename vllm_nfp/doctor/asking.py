@@ -88,4 +88,9 @@ def _last_words(text: str) -> str:
     """The line of an error that says most: the last one, but for pydantic's link to its pages."""
     lines = [line.strip() for line in text.splitlines()]
     own = [line for line in lines if line and not line.startswith("For further information visit")]
-    return _SETTINGS.sub("", own[-1]) if own else "no message"
+    if not own:
+        return "no message"
+    told = _SETTINGS.sub("", own[-1])
+    # pydantic says in the line above which setting it means, unless it means all of them.
+    named = told != own[-1] and len(own) > 1 and own[-2].isidentifier()
+    return f"{own[-2]}: {told}" if named else told

@@ -59,7 +59,7 @@ def warnings(
     """
     return (
         *_release(vllm),
-        *_losses(schedule.rows),
+        *_losses(schedule.rows, method, source.kind == "prediction"),
         *cautions.constant(demand, schedule.rows),
         *cautions.uncounted(demand, schedule.rows),
         *cautions.elsewhere(schedule.rows),
@@ -137,7 +137,7 @@ def _release(vllm: str | None) -> tuple[str, ...]:
     return () if found is None else (found,)
 
 
-def _losses(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
+def _losses(rows: Sequence[ScheduleRow], method: str, predicted: bool) -> tuple[str, ...]:
     """Where a server that speculates is slower than one that does not, at every K."""
     losing = [row for row in rows if row.gain < 1.0]
     if not losing:
@@ -147,9 +147,18 @@ def _losses(rows: Sequence[ScheduleRow]) -> tuple[str, ...]:
     worst = min(row.gain for row in losing)
     return (
         f"at batch sizes {first} to {last} speculation can be slower than none ({worst:.2f}x), "
-        f"because the draft model runs on every step, even at K = 0: serve without speculation if "
+        f"because {_at_no_drafts(method, predicted)}, even at K = 0: serve without speculation if "
         f"most batches are of these sizes",
     )
+
+
+def _at_no_drafts(method: str, predicted: bool) -> str:
+    """What a step without drafts costs on a server that speculates."""
+    if method not in LOOKUPS:
+        return "the drafter runs on every step"
+    if predicted:  # whose host time is that of an engine that speculates
+        return "the host takes longer for a step with speculation"
+    return "the lookup runs on every step"
 
 
 def _predicted(source: Source, rows: Sequence[ScheduleRow]) -> tuple[str, ...]:

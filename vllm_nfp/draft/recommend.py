@@ -94,7 +94,7 @@ def recommend(
     """
     epsilon = _fraction("epsilon", epsilon, MOST_EPSILON)
     slack = _fraction("slack", slack, 0.5)
-    max_draft_length = _count_if_any("max_draft_length", max_draft_length, 0, LARGEST_DRAFT_LENGTH)
+    max_draft_length = _count_if_any("max_draft_length", max_draft_length, 1, LARGEST_DRAFT_LENGTH)
     max_batch_size = _count_if_any("max_batch_size", max_batch_size, 1, LARGEST_BATCH_SIZE)
     running = _count_if_any("running", running, 0, LARGEST_DRAFT_LENGTH)
     if cost is not None and not isinstance(cost, DraftCost):

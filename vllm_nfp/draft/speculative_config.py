@@ -23,7 +23,9 @@ def speculative_config(
 ) -> dict[str, Any]:
     """The settings; beyond the last batch size vLLM goes on with the last K.
 
-    A method of one draft length gets the longest of the schedule.
+    A method of one draft length gets the longest of the schedule. A schedule of one length gets
+    no table: it would say nothing more, cost the V1 runner its FULL CUDA graphs (vllm#49548), and
+    be ignored with a warning under data parallelism (vllm#45963).
 
     Args:
         parallel_drafting: one pass of the drafter makes all drafts.
@@ -55,7 +57,7 @@ def speculative_config(
     settings = {"method": method, **model, "num_speculative_tokens": schedule.longest}
     if parallel_drafting:
         settings["parallel_drafting"] = True
-    if method in ONE_LENGTH:
+    if method in ONE_LENGTH or len(schedule.ranges) == 1:
         return settings
     return {**settings, "num_speculative_tokens_per_batch_size": table(schedule)}
 

@@ -28,7 +28,11 @@ def verdict(
         live: of a server, at its last step.
         longer: the same if acceptance held beyond the positions that were counted.
     """
-    said = [_at_traffic(row, _drafted(demand)) for row in live] or [_of_table(schedule, demand)]
+    tried = [one.settled for one in source.live]
+    said = [
+        _at_traffic(row, _drafted(demand), row.draft_length == settled)
+        for row, settled in zip(live, tried, strict=True)
+    ] or [_of_table(schedule, demand)]
     said += [_longer(row, demand) for row in longer]
     if source.kind == "prediction" and not source.whole:
         where = "at any batch size and context of this table"
@@ -57,7 +61,12 @@ def _drafted(demand: Demand) -> str:
     return f" in the {found:.0%} of steps that had a draft" if found and found < ALL else ""
 
 
-def _at_traffic(row: ScheduleRow, drafted: str) -> str:
+def _at_traffic(row: ScheduleRow, drafted: str, tried: bool) -> str:
+    """What to do at live traffic.
+
+    Args:
+        tried: draft control chose this length by real steps.
+    """
     where = f"live traffic: B={row.batch_size_first}, L={row.context}{_mark(row.basis)}"
     running, length = row.running_draft_length, row.draft_length
     over_none = percent(row.gain, row.gain_lower, row.gain_upper)
@@ -65,6 +74,10 @@ def _at_traffic(row: ScheduleRow, drafted: str) -> str:
         return f"K={length} gives {over_none} over no speculation{drafted} ({where})"
     if running == length:
         than = f"; {over_none} over no speculation{drafted}" if length else ""
+        if tried and row.gain < 1.0:
+            # It chooses among what it has tried: no speculation may not have had its turn.
+            best = "the best that draft control has tried here so far"
+            return f"{_runs(running)}, {best} ({where}; estimated {than.removeprefix('; ')})"
         return f"{_runs(running)}; keep it ({where}{than})"
     if row.gain_over_running is None:
         return f"{_runs(running)}, and K={length} is recommended ({where})"

@@ -128,7 +128,8 @@ def measured_skew(
         raise RoutingError(f"{shape.name} has no experts, so no routing can be read from its times")
     if len(ratios) < LEAST_POINTS:
         raise RoutingError(
-            f"a routing needs t(N)/t(1) of moe_ffn at {LEAST_POINTS} N or more, not {len(ratios)}"
+            f"a routing is read from {LEAST_POINTS} or more timed points of moe_ffn beyond N = 1, "
+            f"not {len(ratios)}: give a profile of a model with experts, or measure for longer"
         )
     return closest_skew(lambda skew: _error(shape, target, serving, ratios, skew))
 

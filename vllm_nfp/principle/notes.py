@@ -32,12 +32,15 @@ def notes(found: Predictions) -> tuple[str, ...]:
 
 def origin(found: Predictions) -> str:
     """What the constants rest on."""
-    constants = printable(found.target.calibration.source)
-    if found.target.calibration.fitted:
+    calibration = found.target.calibration
+    constants = printable(calibration.source)
+    if calibration.fitted:
         return f"Constants: fitted to {constants}."
+    some = any(basis != ASSUMPTION for basis in calibration.origins.values())
+    own = "not all fitted" if some else "not fitted"
     return (
-        f"Constants: not fitted to {printable(found.hardware)}, {constants}. "
-        f"They rest on: {found.target.basis}."
+        f"Constants: {own} to {printable(found.hardware)}, {constants}. "
+        f"The weakest of dense products, attention and experts rests on: {found.target.basis}."
     )
 
 

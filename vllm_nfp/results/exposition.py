@@ -34,16 +34,25 @@ def samples_in(text: str, end: float, names: Collection[str] = ()) -> Iterator[S
     """
     from prometheus_client.parser import text_fd_to_metric_families  # most imports do without
 
-    lines = _wanted(_lines_in_time(text, end), frozenset(names))
+    read = [""]
+    lines = _remembered(_wanted(_lines_in_time(text, end), frozenset(names)), read)
     try:
         for family in text_fd_to_metric_families(lines):  # type: ignore[arg-type]  # it iterates
             yield from family.samples
     except ScrapeError:
         raise
-    except Exception as error:  # whatever the parser meets: it is written for its own output
+    except Exception:  # whatever the parser meets: it is written for its own output
         raise ScrapeError(
-            f"the metrics are not in Prometheus' text format: {_quoted(error, text)}"
+            f"the metrics are not in Prometheus' text format ({_quoted(read[0], text)}): is it a "
+            f"vLLM server?"
         ) from None
+
+
+def _remembered(lines: Iterator[str], last: list[str]) -> Iterator[str]:
+    """The same lines; ``last`` holds the one that was asked for last, which the parser is at."""
+    for line in lines:
+        last[0] = line
+        yield line
 
 
 def _wanted(lines: Iterator[str], names: frozenset[str]) -> Iterator[str]:
@@ -83,13 +92,12 @@ def _lines_in_time(text: str, end: float) -> Iterator[str]:
         yield line
 
 
-def _quoted(error: Exception, text: str) -> str:
-    """An error of the parser, which quotes the server; bytes that are no text are not shown."""
-    told = f"{error}"
-    # Of such bytes it may quote a part that looks like text.
-    if "\ufffd" in text or not all(sign.isprintable() or sign.isspace() for sign in told):
+def _quoted(line: str, text: str) -> str:
+    """The line that the parser refused; bytes that are no text are not shown."""
+    # Of such bytes a part may look like text.
+    if "\ufffd" in text or not all(sign.isprintable() or sign.isspace() for sign in line):
         return "they hold bytes that are no text"
-    return f"{error!r:.200}"
+    return f"a line is {line.strip()!r:.200}"
 
 
 _GRID = {
