@@ -386,9 +386,12 @@ def test_graphs_end_at_the_first_step_that_fits_none() -> None:
         (("--hardware", "L4", "--batch-sizes", ""), "--batch-sizes holds '', which is not a whole"),
         (("--hardware", "L4", "--batch-sizes", "1,x"), "--batch-sizes holds 'x', which is not a w"),
         (("--hardware", "L4", "--batch-sizes", "9" * 5000), "--batch-sizes holds '9999"),
-        (("--hardware", "L4", "--contexts", "1,1"), "contexts holds 1 twice"),
-        (("--hardware", "L4", "--epsilon", "-0.1"), "epsilon must be between 0 and 1 "),
-        (("--hardware", "L4", "--max-positions", "9000"), "max_positions must lie from 1 to 8192"),
+        (("--hardware", "L4", "--contexts", "1,1"), "Error: --contexts holds 1 twice"),
+        (("--hardware", "L4", "--epsilon", "-0.1"), "Error: --epsilon must be between 0 and 1 "),
+        (
+            ("--hardware", "L4", "--max-positions", "9000"),
+            "Error: --max-positions must lie from 1 to 8192",
+        ),
         (("--hardware", "L4", "--explain", "8"), "--explain must be B,L or B,L,MODULE, for"),
         (
             ("--hardware", "L4", "--explain", "8,x,model"),
@@ -417,7 +420,7 @@ def test_too_many_values_are_refused(model: Path) -> None:
     result = run(model, "--hardware", "L4", "--batch-sizes", many)
     assert (result.exit_code, result.stderr) == (
         2,
-        "Error: batch_sizes holds 65 values: give at most 64\n",
+        "Error: --batch-sizes holds 65 values: give at most 64\n",
     )
 
 

@@ -141,6 +141,14 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def with_flag(sentence: str) -> str:
+    """An error that begins with the name of a setting, with that of its flag in this command."""
+    name, _, rest = sentence.partition(" ")
+    options = click.get_current_context().command.params
+    flags = {one.name: one.opts[0] for one in options if isinstance(one, click.Option)}
+    return f"{flags[name]} {rest}" if name in flags and not rest.startswith("file ") else sentence
+
+
 def numbers(text: str | None, name: str) -> tuple[int, ...] | None:
     """Whole numbers with commas between them; None if the option is not given."""
     return None if text is None else parse_list(text, int, name)

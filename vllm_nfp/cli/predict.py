@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vllm_nfp.cli.common import NameChoice, Refusal, check_output, json_option, parse_list
-from vllm_nfp.cli.options import EPSILON_HELP, HARDWARE_HELP, prediction_options
+from vllm_nfp.cli.options import EPSILON_HELP, HARDWARE_HELP, prediction_options, with_flag
 from vllm_nfp.cli.predict_curves import curves_csv
 from vllm_nfp.cli.predict_side_by_side import (
     check_columns,
@@ -163,7 +163,7 @@ def predict_command(
             _write_plot(plot, founds[0])
         _print(founds, explain, curves, as_json)
     except (ShapeError, HardwareError, PredictionError, ReportError) as error:
-        raise Refusal(str(error)) from None
+        raise Refusal(with_flag(str(error))) from None
     if plot is not None:
         click.echo(f"plot: {plot}", err=True)
 

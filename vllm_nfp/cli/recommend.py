@@ -14,9 +14,9 @@ from vllm_nfp.cli.options import (
     EPSILON_HELP,
     HARDWARE_HELP,
     acceptance_options,
-    flag,
     numbers,
     prediction_options,
+    with_flag,
 )
 from vllm_nfp.cli.recommend_acceptance import given_acceptance
 from vllm_nfp.cli.recommend_source import (
@@ -44,13 +44,6 @@ from vllm_nfp.results.fetching import ScrapeError
 
 if TYPE_CHECKING:
     from vllm_nfp.draft.inputs import StepTimes
-
-_SETTINGS = (
-    "acceptance", "adaptive_verification", "draft_cost", "draft_lengths", "draft_method",
-    "draft_model", "draft_share", "epsilon", "max_batch_size", "max_draft_length",
-    "parallel_drafting", "running", "slack",
-)  # fmt: skip
-"""Settings with which an error of the package may begin; the command shows their flags."""
 
 
 class MethodChoice(NameChoice):
@@ -218,15 +211,9 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except (RecommendError, AcceptanceError) as error:
-        raise Refusal(_with_flag(str(error))) from None
+        raise Refusal(with_flag(str(error))) from None
     except (SourceError, ScrapeError) as error:
         raise Refusal(str(error)) from None
-
-
-def _with_flag(text: str) -> str:
-    """An error that begins with the name of a setting, with that of its flag."""
-    name, _, rest = text.partition(" ")
-    return f"{flag(name)} {rest}" if name in _SETTINGS else text
 
 
 def _installed_vllm() -> str | None:
