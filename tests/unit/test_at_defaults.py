@@ -167,6 +167,7 @@ def test_the_truth_has_the_settings_of_the_measure_command(
         CliRunner().invoke(main_command, command[3:])
 
     monkeypatch.setattr(subprocess, "run", in_this_process)
+    (tmp_path / "config.json").write_text("{}")  # a model's directory
     at_defaults.measure_truth(tmp_path, "{}", 77.0, tmp_path)
     monkeypatch.setattr(subprocess, "run", run)
     given = config_from_mapping(at_defaults.truth_settings(77.0, tmp_path))
