@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -21,10 +22,10 @@ from typing import Any
 import click
 
 from benchmarks import environment
+from vllm_nfp.probe.launcher import LONGEST_HOLD_SECONDS, hold_stream
 
 WAYS = {"polls": False, "sleeps": True}
 """How the thread waits, and whether its event blocks."""
-GPU_CYCLES_PER_SECOND = 1.8e9
 TENTHS = 10
 
 
@@ -63,13 +64,12 @@ def measure(busy_ms: float, count: int) -> Iterator[Waits]:
     """Both ways in turn on the current device."""
     import torch
 
-    cycles = int(1e-3 * busy_ms * GPU_CYCLES_PER_SECOND)
+    launch = partial(hold_stream, 1e-3 * busy_ms)
     events = {way: torch.cuda.Event(blocking=blocking) for way, blocking in WAYS.items()}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     torch.cuda.synchronize()
     for _ in range(count):
         for way, event in events.items():
-            launch = lambda: torch.cuda._sleep(cycles)  # noqa: E731
             seconds[way].append(waited(launch, event, time.perf_counter))
     return (waits_of(way, busy_ms, found) for way, found in seconds.items())
 
@@ -87,7 +87,13 @@ def table(rows: list[Waits]) -> str:
 
 
 @click.command()
-@click.option("--busy-ms", type=float, multiple=True, default=(0.5, 2.0, 6.0), show_default=True)
+@click.option(
+    "--busy-ms",
+    type=click.FloatRange(0, 1e3 * LONGEST_HOLD_SECONDS, min_open=True),
+    multiple=True,
+    default=(0.5, 2.0, 6.0),
+    show_default=True,
+)
 @click.option("--count", type=click.IntRange(TENTHS), default=200, show_default=True)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True)
 def main(busy_ms: tuple[float, ...], count: int, out: Path) -> None:

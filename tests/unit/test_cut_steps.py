@@ -155,14 +155,7 @@ def test_a_graph_that_overlooks_missing_drafts_is_not_used(
 
 def test_a_way_of_vllms_that_is_not_known_stays(caplog: pytest.LogCaptureFixture) -> None:
     steps = Steps()
-    own = steps.manager.reallocate_drafts
-
-    def later(*args: Any) -> Any:
-        found = own(*args)
-        steps.manager._cu_num_logits[1] += 1
-        return found
-
-    steps.manager.reallocate_drafts = later
+    steps.have_vllm_end_with(lambda: steps.manager._cu_num_logits[1].add_(1))
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         hook(steps, Captured())
     steps.own = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,17 @@ class Steps:
             return own(*args)
 
         self.manager.reallocate_drafts = counted
+
+    def have_vllm_end_with(self, change: Callable[[], None]) -> None:
+        """Change what vLLM's own way leaves behind."""
+        own = self.manager.reallocate_drafts
+
+        def changed(*args: Any) -> Any:
+            found = own(*args)
+            change()
+            return found
+
+        self.manager.reallocate_drafts = changed
 
     def hook(self) -> None:
         AdaptiveVerification(self.manager).spare_giving_out(self.patches, None)
@@ -93,14 +105,7 @@ def test_a_step_that_cuts_drafts_is_vllms() -> None:
 
 def test_an_order_of_vllms_own_that_is_not_known_stays(caplog: pytest.LogCaptureFixture) -> None:
     steps = Steps()
-    own = steps.manager.reallocate_drafts
-
-    def later(*args: Any) -> Any:
-        found = own(*args)
-        steps.manager.query_start_loc[2] += 1
-        return found
-
-    steps.manager.reallocate_drafts = later
+    steps.have_vllm_end_with(lambda: steps.manager.query_start_loc[2].add_(1))
     steps.hook()
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
         for _ in range(3):

@@ -122,11 +122,11 @@ class CutSteps:
         if size is None:
             return None
         drafts, others, admitted = manager._batch_budget
+        if admitted >= sum(drafts.values()):
+            return None
         numbers = np.zeros(len(size.planned), dtype=np.int32)
         numbers[0] = admitted
         numbers[1 : 1 + count] = [drafts[name] for name in req_ids]
-        if admitted >= numbers[1 : 1 + count].sum():
-            return None
         numbers[1 + size.requests :][:count] = [others[name] for name in req_ids]
         async_tensor_h2d(numbers, out=size.planned)
         size.slots[:count].copy_(idx_mapping)
@@ -149,13 +149,13 @@ class CutSteps:
         Every second request lacks its last draft.
         """
         steps = self._manager.num_speculative_steps
-        return all(
-            self._alike_for(drafts, admitted)
-            for count in sorted({requests, max(1, requests - 1)})
-            for drafts in [[steps - index % 2 for index in range(count)]]
-            for admitted in sorted({0, 1, sum(drafts) // 2, sum(drafts) - 1})
-            if admitted < sum(drafts)
-        )
+        for count in sorted({requests, max(1, requests - 1)}):
+            drafts = [steps - index % 2 for index in range(count)]
+            there = sum(drafts)
+            trials = (n for n in sorted({0, 1, there // 2, there - 1}) if n < there)
+            if not all(self._alike_for(drafts, admitted) for admitted in trials):
+                return False
+        return True
 
     def _alike_for(self, of_each: Sequence[int], admitted: int) -> bool:
         manager, count = self._manager, len(of_each)

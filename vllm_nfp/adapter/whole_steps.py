@@ -41,16 +41,13 @@ class WholeSteps:
         """``reallocate_drafts`` with this in front."""
 
         def reallocate_drafts(req_ids: Sequence[str], idx_mapping: Any) -> Any:
-            drafts = found = None
             try:
                 drafts = self._all_drafts(req_ids)
                 if drafts is not None and self._others is not None:
-                    found = self._give_out(drafts, self._others)
+                    return self._give_out(drafts, self._others)
             except Exception as error:
                 self._leave_alone(repr(error))
                 drafts = None
-            if found is not None:
-                return found
             if drafts is None:
                 return original(req_ids, idx_mapping)
             return self._first(original, drafts, req_ids, idx_mapping)
@@ -62,8 +59,7 @@ class WholeSteps:
         if self._left_alone:
             return None
         planned, _, verified = self._manager._batch_budget
-        drafts = [planned[name] for name in req_ids]
-        return drafts if sum(drafts) == verified else None
+        return [planned[name] for name in req_ids] if sum(planned.values()) == verified else None
 
     def _give_out(self, drafts: Sequence[int], others: tuple[Any, ...]) -> tuple[Any, ...]:
         from vllm.utils.torch_utils import async_tensor_h2d

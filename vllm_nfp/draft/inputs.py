@@ -110,7 +110,7 @@ def read_inputs(
 
 
 def _with_real_steps(inputs: Inputs, samples: Samples) -> Inputs:
-    """With what the server of the step times tells of its own steps."""
+    """With what the server of the step times has counted of its own steps."""
     return replace(
         inputs,
         running=running_length(samples),

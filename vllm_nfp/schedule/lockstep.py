@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from vllm_nfp.schedule.message import Outcome, Part, outcome_of
+from vllm_nfp.schedule.message import VALUES, Outcome, Part, outcome_of
 from vllm_nfp.schedule.pair import Pair
 from vllm_nfp.schedule.turns import LEADER, LeadersTurn, Turns
 
@@ -78,6 +78,22 @@ class Wire(Protocol):
     def finish(self, handle: Any) -> Sequence[int]:
         """The maximum over all ranks of each value, once all have put theirs in."""
         ...
+
+
+def largest_of_all(wire: Wire, value: int) -> int:
+    """The largest of all ranks' values; each asks at the same point of its start.
+
+    Raises:
+        WireError: if another rank cannot be reached.
+    """
+    with wire_errors():
+        largest, *_ = wire.finish(wire.begin([value] + [0] * (VALUES - 1)))
+    return largest
+
+
+def done_by_all(wire: Wire, here: bool) -> bool:
+    """Whether each rank has done it; see :func:`largest_of_all`."""
+    return not largest_of_all(wire, int(not here))
 
 
 class Lockstep:

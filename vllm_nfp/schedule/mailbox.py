@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from vllm_nfp.schedule.lockstep import Wire, WireError, wire_errors
+from vllm_nfp.schedule.lockstep import Wire, WireError, done_by_all, largest_of_all
 from vllm_nfp.schedule.message import VALUES
 
 SLOTS = 4
@@ -98,17 +98,17 @@ def faster(wire: Wire) -> Wire:
     The memory has a name only until all ranks have opened it.
     """
     token = secrets.randbits(_TOKEN_BITS) if wire.rank == 0 else 0
-    token = _most(wire, token)
+    token = largest_of_all(wire, token)
     folder = _SHARED_FOLDER if _SHARED_FOLDER.is_dir() else Path(tempfile.gettempdir())
     path = folder / f"vllm-nfp-{token:016x}"
     memory = None
     try:
         if wire.rank == 0:
             memory = _open(path, wire.size, os.O_CREAT | os.O_EXCL)
-        made = _all(wire, wire.rank != 0 or memory is not None)
+        made = done_by_all(wire, wire.rank != 0 or memory is not None)
         if made and wire.rank != 0:
             memory = _open(path, wire.size, 0)
-        opened = _all(wire, memory is not None)
+        opened = done_by_all(wire, memory is not None)
     finally:
         if wire.rank == 0 and memory is not None:
             path.unlink(missing_ok=True)
@@ -131,14 +131,3 @@ def _open(path: Path, size: int, flags: int) -> mmap.mmap | None:
             os.close(file)
     except (OSError, ValueError):
         return None
-
-
-def _all(wire: Wire, done: bool) -> bool:
-    return not _most(wire, int(not done))
-
-
-def _most(wire: Wire, value: int) -> int:
-    """The largest of all ranks' values; each asks at the same point of its start."""
-    with wire_errors():
-        most, *_ = wire.finish(wire.begin([value] + [0] * (VALUES - 1)))
-    return most

@@ -13,9 +13,8 @@ from vllm_nfp.adapter.ranks import tensor_wire
 from vllm_nfp.adapter.verification import AdaptiveVerification, Admitted
 from vllm_nfp.draft.verify_costs import cost_file
 from vllm_nfp.probe.cuda_graph import SmallGraphs
-from vllm_nfp.schedule.lockstep import Wire, wire_errors
+from vllm_nfp.schedule.lockstep import Wire, done_by_all, wire_errors
 from vllm_nfp.schedule.mailbox import faster
-from vllm_nfp.schedule.message import VALUES
 from vllm_nfp.session.cost_feed import CostFeed
 from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
 from vllm_nfp.session.started import Lead, Started
@@ -64,7 +63,10 @@ def follow_verification(
     if not never:
         verification.compile_choice()
         cut = verification.cut_steps(_captures())
-        verification.spare_giving_out(patches, cut if _on_all(cut is not None, wire) else None)
+        # Ranks that cut drafts together do it in one way, which decides between equals.
+        if wire is not None and not done_by_all(wire, cut is not None):
+            cut = None
+        verification.spare_giving_out(patches, cut)
     verification.hook(patches, feed.before, after)
     patches.on_restore(feed.give_back)
 
@@ -98,18 +100,6 @@ def _bounds(worker: Worker) -> tuple[int, tuple[int, ...]]:
     """Most requests of a step, and tokens of the CUDA graphs."""
     requests = int(worker.vllm_config.scheduler_config.max_num_seqs)
     return requests, captured_graphs(worker.vllm_config).sizes
-
-
-def _on_all(here: bool, wire: Wire | None) -> bool:
-    """Whether every rank has what this one has or has not; each asks at the same point.
-
-    Ranks that cut drafts together must do it in the same way, which decides between equals.
-    """
-    if wire is None:
-        return here
-    with wire_errors():
-        lacking, *_ = wire.finish(wire.begin((int(not here), *(0,) * (VALUES - 1))))
-    return not lacking
 
 
 def _captures() -> Capture:
