@@ -107,11 +107,12 @@ class Record:
     def __init__(self, settings: Settings) -> None:
         _, recorded = read_traces(settings.traces)
         self._path = settings.out / f"verification-{settings.shape}.json"
+        self.environment = environment.record()
         self.servers: dict[str, dict[str, Any]] = {}
         self.rows: list[dict[str, Any]] = []
         self._fixed = {
             "shape": settings.shape, "layers": settings.layers, "traces": recorded,
-            "environment": environment.record(), "guard_drafter": settings.guard_drafter,
+            "environment": self.environment, "guard_drafter": settings.guard_drafter,
             "adaptive_drafts": settings.adaptive_drafts, "in_turn": settings.in_turn,
         }  # fmt: skip
 

@@ -60,6 +60,7 @@ class ReplayedDrafts:
 
     model_runner: Any
     bench_parts: HostParts
+    bench_profiler: Any
 
     def bench_replay(self, settings: str) -> str:
         """Begin: ``{"traces", "streams", "places", "vocabulary"}``."""
@@ -82,6 +83,31 @@ class ReplayedDrafts:
     def bench_host_parts(self, _: str) -> str:
         """Their times since the last call."""
         return json.dumps(self.bench_parts.take())
+
+    def bench_wait(self, way: str) -> str:
+        """Have the thread that waits for confidences sleep, as vLLM has it, or poll."""
+        manager = self.model_runner.adaptive_verification
+        torch.accelerator.synchronize()
+        events = [torch.cuda.Event(blocking=way == "sleeps") for _ in manager._copy_events]
+        for event in events:
+            event.record()
+            if hasattr(self, "bench_parts"):
+                self.bench_parts.follow(event, "synchronize", "wait for confidences")
+        manager._copy_events[:] = events
+        return json.dumps({})
+
+    def bench_timeline(self, path: str) -> str:
+        """Begin to keep what the device does; with a path, end that and write it there."""
+        if not path:
+            self.bench_profiler = torch.profiler.profile(
+                activities=[torch.profiler.ProfilerActivity.CUDA]
+            )
+            self.bench_profiler.start()
+            return json.dumps({})
+        torch.accelerator.synchronize()
+        self.bench_profiler.stop()
+        self.bench_profiler.export_chrome_trace(path)
+        return json.dumps({})
 
     def bench_draft_length(self, length: str) -> str:
         """Hold a draft length, of those that the server's table names."""
