@@ -42,7 +42,7 @@ def test_graphs_give_out_what_vllm_gives_out() -> None:
     steps = prepared(manager, SmallGraphs().capture)
     assert steps is not None
     torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() - taken <= 8 << 20
+    assert torch.cuda.memory_reserved() - taken <= 4 << 20
     # Written over what was freed since the capture, if graphs read it.
     filled = [torch.full((64 << size,), -1, device="cuda") for size in range(9) for _ in range(32)]
     generator, replays = np.random.default_rng(5), 0

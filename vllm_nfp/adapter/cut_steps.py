@@ -5,8 +5,7 @@ vLLM's adaptive verification has a compiled ranking and some ten small operation
 at 16 and more requests (H200, vLLM 0.33, 2026-11-29, benchmarks/results/2026-11-29-h200-tensors).
 Here the same is done by one copy to the device, one on it, and one graph, for steps of up to
 MOST_SLOTS drafts. vLLM's ranking takes the number of drafts to admit as an argument of the host's,
-so that no graph could hold it: here a draft's rank is counted, and compared with a number on the
-device.
+so that no graph could hold it: here all drafts are sorted, and that number is read on the device.
 
 Before it is put in place each size has given out some drafts as vLLM does; else vLLM's way stays.
 Among drafts of equal confidence, those of earlier requests come first, in place of any. So ranks
@@ -27,8 +26,8 @@ import torch
 logger = logging.getLogger("vllm.nfp")
 
 MOST_SLOTS = 1024
-"""Requests times drafts of each, of a step: all pairs of drafts are compared, with a byte for each.
-For more than 1 MiB PyTorch would take 20 MiB (its ``CUDACachingAllocator``)."""
+"""Requests times drafts of each, of a step. PyTorch sorts so many in one kernel, in the memory of
+one block of threads (``Sort.cu``)."""
 DIFFERS = "vLLM cuts drafts in another way than in 0.32 and 0.33"
 ON_HOST = "this server needs each request's admitted drafts on the host"
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
@@ -190,7 +189,8 @@ class Ranking:
     def __init__(self, requests: int, steps: int, device: Any) -> None:
         slots = requests * steps
         self._steps = torch.arange(steps, device=device)
-        self._earlier_first = torch.arange(slots - 1, -1, -1, device=device)
+        self._ranks = torch.arange(slots, device=device)
+        self._earlier_first = self._ranks.flip(0)
         """[slots]: of equally probable drafts the earlier request's come first."""
 
     def admit(
@@ -210,8 +210,9 @@ class Ranking:
         # count as 0: as many drafts as were counted on must come before those that are not there.
         bits = survival.view(torch.int32).clamp(min=0).masked_fill(~there.flatten(), -1)
         order = bits.to(torch.int64) * len(bits) + self._earlier_first
-        rank = (order > order[:, None]).sum(dim=1)
-        admitted = (rank < budget).view_as(there) & there
+        best_first = order.argsort(descending=True)
+        among = torch.empty_like(there).flatten().scatter_(0, best_first, self._ranks < budget)
+        admitted = among.view_as(there) & there
         torch.sum(admitted, dim=1, dtype=out.dtype, out=out)
 
 
