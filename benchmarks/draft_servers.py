@@ -129,9 +129,11 @@ def main(
     scored: Sequence[Path],
 ) -> None:
     """Compare draft lengths on real servers, or score what runs have left; see the module."""
-    if scored or out is None:
+    if scored:
         print_scores(scored)
         return
+    if out is None:
+        raise click.UsageError("give --out DIR to run servers, or --score DIR for what a run left")
     ends = time.monotonic() + within
     plans = [read_plan(text) for text in gpus]
     if not plans:

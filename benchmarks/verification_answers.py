@@ -113,8 +113,12 @@ def of_record(
 
 @click.command()
 @click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--metrics", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--metrics", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
+)
+@click.option(
+    "--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
+)
 @click.option("--shape", type=click.Choice(sorted(shapes.SHAPES)), default="qwen3-8b")
 @click.option("--layers", type=int, default=36, show_default=True)
 @click.option("--hardware", default="H200", show_default=True)

@@ -343,7 +343,9 @@ def tables(record: Mapping[str, Any], traces: Path, host: float, cut: float) -> 
 
 @click.command()
 @click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--traces", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True
+)
 @click.option("--host-ms", default=HOST_MS, show_default=True, help="In the second table.")
 @click.option("--cut-ms", default=CUT_MS, show_default=True, help="In the second table.")
 def main(record: Path, traces: Path, host_ms: float, cut_ms: float) -> None:

@@ -37,8 +37,8 @@ class Cell:
     """Of the last pass, since ways that learn have learned by then; of servers that were measured
     in turn the median of all passes."""
     n: int
-    spread: float
-    """Half the difference between the passes over their mean; 0 of one pass."""
+    spread: float | None
+    """Half the difference between the passes over their mean; None of one pass."""
     measured_steps: float | None
     """Share of the last pass's steps that were chosen by measured costs; None where none was."""
 
@@ -58,7 +58,8 @@ def cells(rows: Sequence[Mapping[str, Any]], in_turn: bool = False) -> dict[Load
 
 def _cell(rows: Sequence[Mapping[str, Any]], in_turn: bool) -> Cell:
     speeds = [float(row["tokens_per_second"]) for row in rows]
-    spread = (max(speeds) - min(speeds)) / (max(speeds) + min(speeds))
+    between = (max(speeds) - min(speeds)) / (max(speeds) + min(speeds))
+    spread = between if len(speeds) > 1 else None
     said = median(speeds) if in_turn else speeds[-1]
     return Cell(said, len(speeds), spread, steps_measured(rows[-1]))
 
@@ -104,11 +105,12 @@ def _row(load: Load, held: Mapping[str, Cell]) -> str:
     shares = [_share(held, MEASURED, best), _share(held, OWN, best), _ratio(held)]
     fed = held[MEASURED].measured_steps if MEASURED in held else None
     ns = sorted({cell.n for cell in held.values()})
-    spread = max(cell.spread for cell in held.values())
+    spread = max((c.spread for c in held.values() if c.spread is not None), default=None)
     return "| " + " | ".join([
         load[0], str(load[1]), *speeds, *("" if s is None else f"{s:.3f}" for s in shares),
         "" if fed is None else f"{fed:.0%}",
-        "-".join(map(str, (ns[0], ns[-1]) if len(ns) > 1 else ns)), f"{spread:.1%}",
+        "-".join(map(str, (ns[0], ns[-1]) if len(ns) > 1 else ns)),
+        "" if spread is None else f"{spread:.1%}",
     ]) + " |"  # fmt: skip
 
 

@@ -82,7 +82,8 @@ def draft_lengths(record: Path) -> Figures:
 
 def verification(record: Path) -> Figures:
     """A run of benchmarks.verification_turns: both adaptive ways and the best fixed lengths."""
-    held = cells(read_record(record / "verification-qwen3-8b.json.gz")["rows"], in_turn=True)
+    (path,) = record.glob("verification-*.json.gz")
+    held = cells(read_record(path)["rows"], in_turn=True)
     ratios, best = over_own(held), [*over_best(held, MEASURED).values()]
     assert len(ratios) == len(best) == len(held), "each load ran with all"
     own, few = [*ratios.values()], of_few(ratios)
@@ -92,6 +93,7 @@ def verification(record: Path) -> Figures:
         "ahead": str(sum(ratio > 1.0 for ratio in own)),
         "least": more[0],
         "most": more[1],
+        "behind": f"{100 * (1 - min(own)):.1f}",
         "mean": f"{100 * (np.mean(own) - 1):.1f}",
         "mean_few": f"{100 * (np.mean(few) - 1):.1f}",
         "near_best": str(sum(ratio >= GOOD for ratio in best)),
@@ -99,7 +101,7 @@ def verification(record: Path) -> Figures:
     }
 
 
-def verification_experts(record: Path) -> Figures:
+def verification_earlier(record: Path) -> Figures:
     """Two runs of benchmarks.verification_turns: the host's time added, and priced apart."""
     named: dict[str, str] = {}
     for folder, suffix in (("vllm-0.33", "_added"), ("vllm-0.32", "")):

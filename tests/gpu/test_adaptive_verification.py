@@ -89,8 +89,9 @@ def test_a_server_is_fed_once_its_steps_are_measured(
     command = serve_command(
         dense_model, port, "--dtype", "bfloat16", "--max-model-len", "512",
         "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(256 << 20),
-        "--gpu-memory-utilization", "0.1", "--tensor-parallel-size", str(ranks), "--speculative-config", speculation, "--nfp-probe",
-        "--nfp-verification-costs", "--nfp-config", json.dumps(SETTINGS),
+        "--gpu-memory-utilization", "0.1", "--tensor-parallel-size", str(ranks),
+        "--speculative-config", speculation, "--nfp-probe", "--nfp-verification-costs",
+        "--nfp-config", json.dumps(SETTINGS),
     )  # fmt: skip
     with Server(command, tmp_path / "server.log", port, {}) as started:
         running = Running(started, str(dense_model))
