@@ -7,7 +7,8 @@ with the times of the host's parts (``--time-host``). ``prepare_attn`` launches 
 in every way, so that its time tells how slow the host was. *Host* is what the serving thread takes
 for a step (``execute_model`` and ``sample_tokens``), and *at even speed* the same on a host that
 takes REFERENCE_MS for that part. Steps of more requests wait for the device inside these calls, so
-that only loads of up to MOST_REQUESTS count in the summary.
+that only loads of up to MOST_REQUESTS count in the summary. Records from 2026-11-29 on tell single
+steps apart: how long they take, and how long the thread works in them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import click
 
+from benchmarks.host_parts import CUTS, STEP, WORK
 from benchmarks.verification_table import read_record
 
 COMMON = "prepare_attn"
@@ -85,14 +87,34 @@ def lines(found: list[Host]) -> Iterator[str]:
             )
 
 
+def steps(record: Mapping[str, Any]) -> Iterator[str]:
+    """Percentiles of single steps; nothing of a record that has none."""
+    rows = [row for row in record["rows"] if next(iter(CUTS)) in row.get("host", {}).get(STEP, {})]
+    if not rows:
+        return
+    named = ", ".join(name.removesuffix("_ms") for name in CUTS)
+    yield ""
+    yield f"| way | context | requests | n | a step, ms: {named} | the thread works, ms: {named} |"
+    yield "| --- " * 6 + "|"
+    for row in rows:
+        cells = [
+            ", ".join(f"{row['host'][part][name]:.2f}" for name in CUTS) for part in (STEP, WORK)
+        ]
+        yield (
+            f"| {row['contender']} | {row['context']} | {row['requests']} | "
+            f"{row['host'][STEP]['calls']} | {' | '.join(cells)} |"
+        )
+
+
 @click.command()
 @click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def main(record: Path) -> None:
     """Print the tables; see the module's text."""
-    found = list(hosts(read_record(record)))
+    held = read_record(record)
+    found = list(hosts(held))
     if not found:
         raise click.ClickException(f"{record} has no times of the host: run with --time-host")
-    click.echo("\n".join(lines(found)))
+    click.echo("\n".join([*lines(found), *steps(held)]))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,41 @@ def test_calls_are_timed_with_what_they_call_and_those_that_fail() -> None:
     assert owner.work(0.5) == 0.5
     with pytest.raises(ValueError, match=""):
         owner.work(1.5)
-    assert parts.take() == {"part": {"calls": 2, "ms": 2000.0}}
+    found = parts.take()["part"]
+    assert (found["calls"], found["ms"], found["median_ms"], found["most_ms"]) == (
+        2, 2000.0, 1000.0, 1500.0,
+    )  # fmt: skip
     assert parts.take() == {"part": {"calls": 0, "ms": 0.0}}
+
+
+def test_slow_calls_are_told_apart_from_the_others() -> None:
+    clock = [0.0]
+
+    def work(seconds: float) -> None:
+        clock[0] += seconds
+
+    parts, owner = HostParts(lambda: clock[0]), SimpleNamespace(work=work)
+    parts.follow(owner, "work", "part")
+    for number in range(101):
+        owner.work(0.1 if number == 7 else 0.001)
+    found = parts.take()["part"]
+    assert found["median_ms"] == found["p99_ms"] == pytest.approx(1.0)
+    assert found["most_ms"] == pytest.approx(100.0)
+
+
+def test_a_step_is_from_one_begin_to_the_next() -> None:
+    clock = [0.0]
+
+    def begin() -> str:
+        clock[0] += 1.0
+        return "begun"
+
+    parts, owner = HostParts(), SimpleNamespace(begin=begin)
+    parts.follow_begins(owner, "begin", "step", lambda: clock[0])
+    for _ in range(3):
+        assert owner.begin() == "begun"
+        clock[0] += 2.0
+    assert parts.take()["step"]["ms"] == 6000.0, "two steps of 3 s"
 
 
 def test_all_parts_of_an_adaptive_step_are_named() -> None:
@@ -50,9 +83,9 @@ def test_all_parts_of_an_adaptive_step_are_named() -> None:
         event.synchronize()
     told = parts.take()
     assert told["wait for confidences"]["calls"] == 2
-    assert len(told) == 13
+    assert len(told) == 15
     runner.speculator = runner.adaptive_verification = None
-    assert len(follow_runner(runner).take()) == 5
+    assert len(follow_runner(runner).take()) == 7
 
 
 def test_the_names_are_vllms() -> None:

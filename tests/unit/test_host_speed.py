@@ -40,6 +40,18 @@ def test_a_slow_host_is_told_from_more_work(tmp_path: Path, capsys: Any) -> None
     ]
 
 
+def test_single_steps_are_told_where_they_were_kept(tmp_path: Path, capsys: Any) -> None:
+    record = tmp_path / "record.json"
+    kept = row("one", 2, 0.1, 3.0)
+    for part, slow in ((host_speed.STEP, 9.0), (host_speed.WORK, 4.0)):
+        cuts = {"median_ms": 3.0, "p90_ms": 3.5, "p99_ms": slow}
+        kept["host"][part] = {"calls": 99, "ms": 300.0, **cuts}
+    record.write_text(json.dumps({"rows": [kept, row("two", 2, 0.1, 3.0)]}))
+    host_speed.main.main([str(record)], standalone_mode=False)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-1] == "| one | 1k | 2 | 99 | 3.00, 3.50, 9.00 | 3.00, 3.50, 4.00 |"
+
+
 def test_a_record_without_times_of_the_host_is_refused(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
     record.write_text(json.dumps({"rows": [{**row("one", 1, 0.1, 3.0), "host": {}}]}))
