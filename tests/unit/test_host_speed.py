@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import host_speed
+from benchmarks import host_parts, host_speed
 
 
 def row(contender: str, requests: int, common: float, host: float) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def test_a_slow_host_is_told_from_more_work(tmp_path: Path, capsys: Any) -> None
 def test_single_steps_are_told_where_they_were_kept(tmp_path: Path, capsys: Any) -> None:
     record = tmp_path / "record.json"
     kept = row("one", 2, 0.1, 3.0)
-    for part, slow in ((host_speed.STEP, 9.0), (host_speed.WORK, 4.0)):
+    for part, slow in ((host_parts.STEP, 9.0), (host_parts.WORK, 4.0)):
         cuts = {"median_ms": 3.0, "p90_ms": 3.5, "p99_ms": slow}
         kept["host"][part] = {"calls": 99, "ms": 300.0, **cuts}
     record.write_text(json.dumps({"rows": [kept, row("two", 2, 0.1, 3.0)]}))
