@@ -407,6 +407,32 @@ print("{}")
         doctor.ask_vllm(Question(Path("m")), program(tmp_path, refuse))
 
 
+def test_a_message_of_several_lines_is_told_whole(tmp_path: Path) -> None:
+    """As vLLM says what a directory lacks; and the last one of several messages alone."""
+    refuse = """
+import sys, json, pydantic
+class ModelConfig(pydantic.BaseModel):
+    layers: int = 1
+    @pydantic.field_validator("layers")
+    def check(cls, layers):
+        raise ValueError("no model:\\n1. a config.json\\n2. or params.json\\n")
+class Config(pydantic.BaseModel):
+    first: ModelConfig
+    second: int
+if json.loads(sys.argv[1])["model"]:
+    kinds = {"m": {"layers": 2}, "both": {"first": {"layers": 2}, "second": "x"}}
+    (ModelConfig if json.loads(sys.argv[1])["model"] == "m" else Config)(
+        **kinds[json.loads(sys.argv[1])["model"]]
+    )
+print("{}")
+"""
+    whole = "vLLM cannot serve m: layers: no model: 1. a config.json 2. or params.json$"
+    with pytest.raises(BadQuestionError, match=whole):
+        doctor.ask_vllm(Question(Path("m")), program(tmp_path, refuse))
+    with pytest.raises(BadQuestionError, match="serve both: second: Input should be a valid int"):
+        doctor.ask_vllm(Question(Path("both")), program(tmp_path, refuse))
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     monkeypatch.setattr(diagnosis, "ask_vllm", lambda question: Answer(BASE))
     return CliRunner().invoke(main, ["doctor", *arguments])
@@ -450,7 +476,19 @@ def test_a_folder_without_a_model_ends_with_2(
 ) -> None:
     result = run(monkeypatch, "--model", str(tmp_path))
     assert result.exit_code == 2
-    assert "holds no config.json" in result.output
+    assert "holds no config.json: give the directory of a model" in result.output
+
+
+def test_a_model_in_mistrals_format_is_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(question: Question) -> Answer:
+        raise BadQuestionError(f"vLLM was asked of {question.model}")
+
+    (tmp_path / "params.json").write_text("{}")
+    monkeypatch.setattr(diagnosis, "ask_vllm", ask)
+    result = CliRunner().invoke(main, ["doctor", "--model", str(tmp_path)])
+    assert f"vLLM was asked of {tmp_path}" in result.output.replace("\n", "")
 
 
 def test_the_command_imports_neither_torch_nor_vllm() -> None:

@@ -54,6 +54,9 @@ def test_refused_contents(tmp_path: Path, content: bytes, message: str) -> None:
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ShapeError, match=r"has no config.json: give a directory"):
         load_config(tmp_path)
+    (tmp_path / "params.json").write_text("{}")
+    with pytest.raises(ShapeError, match=r"no config.json but params.json, which is not read"):
+        load_config(tmp_path)
     with pytest.raises(
         ShapeError, match=r"no directory 'org/model': get the config with 'hf download org/model"
     ):

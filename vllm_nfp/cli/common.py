@@ -17,6 +17,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from vllm_nfp.files import check_replaceable
+from vllm_nfp.principle.model_files import MISTRAL_CONFIG
 from vllm_nfp.results.profile import Profile, ProfileError, load_profile
 from vllm_nfp.text import hint, printable, same_name
 from vllm_nfp.web import hide_password
@@ -162,6 +163,19 @@ def parse_list(
                 f"give numbers as in {example}"
             ) from None
     return tuple(numbers)
+
+
+def require_model_in(directory: Path, advice: str) -> None:
+    """Refuse a directory that holds no model as vLLM reads one.
+
+    Args:
+        advice: what to do.
+
+    Raises:
+        Refusal: if it has a config in neither format (``transformers_utils/config.py``, vLLM 0.32).
+    """
+    if not any(os.path.isfile(directory / name) for name in ("config.json", MISTRAL_CONFIG)):
+        raise Refusal(f"the directory {directory} holds no config.json: {advice}")
 
 
 def check_output(path: Path, *inputs: Path) -> None:

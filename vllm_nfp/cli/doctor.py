@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from vllm_nfp.cli.common import Refusal, json_option
+from vllm_nfp.cli.common import Refusal, json_option, require_model_in
 from vllm_nfp.cli.terminal import Console
 
 STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red", "unknown": "dim"}
@@ -44,8 +43,8 @@ def doctor_command(
 
     if flags and model is None:
         raise Refusal(f"{flags[0]!r:.60} is a flag of vllm serve: give --model DIR with it")
-    if model is not None and not os.path.isfile(model / "config.json"):
-        raise Refusal(f"{model} holds no config.json: give the directory of a model")
+    if model is not None:
+        require_model_in(model, "give the directory of a model")
     try:
         diagnosis = doctor.diagnose(doctor.Question(model, flags, output_dir))
     except doctor.BadQuestionError as error:

@@ -19,6 +19,7 @@ from vllm_nfp.cli.common import (
     check_output,
     json_option,
     parse_list,
+    require_model_in,
     temporary_folder,
     write_or_keep,
 )
@@ -49,9 +50,6 @@ _FLAGS = {
     "sampled_layers": "--layers",
 }
 """Settings of the probe that have a flag here."""
-_CONFIGS = ("config.json", "params.json")
-"""What vLLM reads of a directory; the second in Mistral's format (transformers_utils/config.py of
-vLLM 0.32)."""
 
 
 def _default(values: tuple[float, ...]) -> str:
@@ -158,11 +156,8 @@ def measure_command(
         raise Refusal(
             f"there is no model directory {model}: give one that exists, or a model's name"
         )
-    if os.path.isdir(model) and not any(Path(model, name).is_file() for name in _CONFIGS):
-        raise Refusal(
-            f"the directory {model} holds no config.json: give the directory of a model, or a "
-            f"model's name"
-        )
+    if os.path.isdir(model):
+        require_model_in(Path(model), "give the directory of a model, or a model's name")
     try:
         probe = config_from_mapping({**_further(nfp_config, values), **values})
         settings = measure.Settings(model, probe, _engine_args(engine_args))

@@ -18,8 +18,11 @@ from vllm_nfp.config import ENV_VAR
 LIMIT_SECONDS = 300.0
 """Importing vLLM from a cold disk takes long."""
 _PARSER = re.compile(r"^vllm( serve)?: error: ")
-_SETTINGS = re.compile(r"^(Value error|Assertion failed), | \[type=\w+, input_value=.*\]$")
+_BEGIN = re.compile(r"^(Value error|Assertion failed), ")
+_END = re.compile(r" ?\[type=\w+, input_value=.*\]$")
 """What pydantic puts around a message of vLLM's: a word, and all settings that were given."""
+_LINK = "For further information visit"
+"""Begin of pydantic's last line."""
 EXAMINE = (sys.executable, "-m", "vllm_nfp.adapter.examine")
 
 
@@ -85,12 +88,17 @@ def ask_vllm(question: Question, command: Sequence[str] = EXAMINE) -> Answer:
 
 
 def _last_words(text: str) -> str:
-    """The line of an error that says most: the last one, but for pydantic's link to its pages."""
+    """The part of an error that says most: pydantic's message, of any length, or the last line."""
     lines = [line.strip() for line in text.splitlines()]
-    own = [line for line in lines if line and not line.startswith("For further information visit")]
+    own = [line for line in lines if line and not line.startswith(_LINK)]
     if not own:
         return "no message"
-    told = _SETTINGS.sub("", own[-1])
+    if not _END.search(own[-1]):
+        return own[-1]
+    last = len(own) - 1
+    before = max((at for at in range(last) if _END.search(own[at])), default=-1)
+    first = next((at for at in range(before + 1, last) if _BEGIN.match(own[at])), last)
+    told = _BEGIN.sub("", _END.sub("", " ".join(own[first:])))
     # pydantic says in the line above which setting it means, unless it means all of them.
-    named = told != own[-1] and len(own) > 1 and own[-2].isidentifier()
-    return f"{own[-2]}: {told}" if named else told
+    named = first > 0 and own[first - 1].isidentifier()
+    return f"{own[first - 1]}: {told}" if named else told

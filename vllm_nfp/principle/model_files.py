@@ -11,6 +11,8 @@ from vllm_nfp.principle.shape import ShapeError
 MAX_CONFIG_BYTES = 4 << 20
 _QUANTIZATION_FILE = "hf_quant_config.json"
 """Where ModelOpt up to 0.29 says how it quantized (vLLM, transformers_utils/config.py)."""
+MISTRAL_CONFIG = "params.json"
+"""Mistral's own format; vLLM serves a directory with it and ``consolidated*.safetensors``."""
 _GIVE = "give a directory with a config.json, or the file itself"
 _REPOSITORY = re.compile(r"[\w.-]*\w/[\w.-]+")
 """The name of a repository of Hugging Face, as vLLM takes it: never downloaded here."""
@@ -65,7 +67,9 @@ def _config_file(path: str | Path) -> Path:
     if found:
         return file
     if given.is_dir():
-        raise ShapeError(f"{given} has no config.json: {_GIVE}")
+        mistral = given / MISTRAL_CONFIG
+        there = f" but {MISTRAL_CONFIG}, which is not read here" if mistral.is_file() else ""
+        raise ShapeError(f"{given} has no config.json{there}: {_GIVE}")
     name = str(path)[:200]
     if _REPOSITORY.fullmatch(name):
         raise ShapeError(
