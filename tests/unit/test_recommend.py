@@ -525,6 +525,18 @@ def test_without_acceptance_there_is_a_table_of_usual_ones(profile_path: Path) -
     assert "acceptance is needed" in refused(profile_path, "--speculative-config")
 
 
+def test_why_a_server_tells_no_acceptance_is_said_and_nothing_is_said_twice(
+    served: Any, profile_path: Path
+) -> None:
+    served(metrics(drafts=0.0))
+    said = " ".join(run(URL).output.split())
+    assert "Why there is no single K: the server has counted no drafts yet" in said
+    assert json.loads(run(profile_path, "--json").stdout)["reason"].startswith("acceptance is")
+    said = " ".join(run(profile_path).output.split())
+    assert "K depends on how often drafts are accepted" in said
+    assert "no single K" not in said and "acceptance is needed" not in said
+
+
 def test_the_usual_table_explains_each_of_its_marks(dense_profile: Profile, tmp_path: Path) -> None:
     """A server showed 31+?, and nothing said what + means."""
     path = tmp_path / "short.json"

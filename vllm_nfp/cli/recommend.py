@@ -186,7 +186,7 @@ def recommend_command(
         except (NoAcceptanceError, NoDraftsError) as error:
             if only_config or given_acceptance(acceptance):
                 raise
-            _show_usual(times, settings, str(error), as_json)
+            _show_usual(times, settings, error, as_json)
             return
     if only_config:
         _print_config(found)
@@ -196,13 +196,20 @@ def recommend_command(
         print_lengths(Console(), found)
 
 
-def _show_usual(times: StepTimes, settings: Mapping[str, Any], why: str, as_json: bool) -> None:
-    """Draft lengths at usual acceptances, in place of an answer that needs one."""
+def _show_usual(
+    times: StepTimes, settings: Mapping[str, Any], why: Exception, as_json: bool
+) -> None:
+    """Draft lengths at usual acceptances, in place of an answer that needs one.
+
+    Args:
+        why: no acceptance is known.
+    """
     each = {usual: recommend(times, usual, **settings) for usual in USUAL}
     if as_json:
-        click.echo(json.dumps(usual_json(each, why), indent=1))
+        click.echo(json.dumps(usual_json(each, str(why)), indent=1))
     else:
-        print_usual(Console(), each, why)
+        of_server = isinstance(why, NoDraftsError)  # else nothing was asked, as the table says
+        print_usual(Console(), each, str(why) if of_server else "")
 
 
 @contextmanager

@@ -26,12 +26,12 @@ NEXT = (
 )
 
 
-def print_usual(console: Console, each: Mapping[float, Recommendation], why: str) -> None:
+def print_usual(console: Console, each: Mapping[float, Recommendation], of_server: str) -> None:
     """Print K and its gain by batch size and acceptance, published acceptances, and what to do.
 
     Args:
         each: the recommendation at each acceptance.
-        why: none is known.
+        of_server: why the server that was asked counts none; empty if none was.
     """
 
     def say(text: str, style: str | None = None) -> None:
@@ -51,7 +51,8 @@ def print_usual(console: Console, each: Mapping[float, Recommendation], why: str
         say(drafts)
     print_whole(console, _published())
     say("Sources: " + ", ".join(dict.fromkeys(one.source for one in TYPICAL)))
-    say(f"Why there is no single K: {why}.")
+    if of_server:
+        say(f"Why there is no single K: {of_server}.")
 
 
 def usual_json(each: Mapping[float, Recommendation], why: str) -> dict[str, Any]:
