@@ -35,6 +35,7 @@ class Engine(Launches):
     """A probe engine whose proofs and graphs cost nothing."""
 
     graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, 0, 1, False
+    on_gpu = False
     modules, rules, written = (Module.ATTENTION,), NO_GRAPHS, None
     counts: tuple[int, ...] = (1, 2)
     made: dict[int, Engine]

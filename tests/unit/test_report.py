@@ -18,6 +18,7 @@ from vllm_nfp.cli import main
 from vllm_nfp.draft.recommend import recommend
 from vllm_nfp.draft.sources import SourceError
 from vllm_nfp.report import ReportError, render, write_report
+from vllm_nfp.report.facts import run_facts
 from vllm_nfp.report.modules import sections
 from vllm_nfp.results.profile import Profile, save_profile
 from vllm_nfp.types import (
@@ -190,6 +191,17 @@ def test_the_measured_numbers_are_on_the_page(page: Page, dense_profile: Profile
     assert row.lower < row.upper
     assert f"1 1024 14.8 µs {row.positions} [{row.lower}, {row.upper}] measured" in text
     assert "Driver 580.159.04" in text
+
+
+def test_a_cpu_is_not_spoken_of_as_a_gpu(dense_profile: Profile) -> None:
+    of_gpu = dict(run_facts(dense_profile))
+    assert "Memory of the probe's CUDA graphs" in of_gpu
+    device = replace(dense_profile.environment.device, type="cpu")
+    environment = replace(dense_profile.environment, device=device)
+    run = replace(dense_profile.run, overhead_ratio=0.004)
+    of_cpu = dict(run_facts(replace(dense_profile, environment=environment, run=run)))
+    assert of_cpu["Fraction of the serving time"] == "0.40%"
+    assert not any("GPU" in name or "CUDA" in name for name in of_cpu)
 
 
 def test_draft_lengths_follow_from_the_curve(dense_profile: Profile, page: Page) -> None:

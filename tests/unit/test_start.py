@@ -38,13 +38,14 @@ class Clock:
 
 
 def attach(
-    monkeypatch: pytest.MonkeyPatch, check_seconds: float = 0.5, **settings: Any
+    monkeypatch: pytest.MonkeyPatch, check_seconds: float = 0.5, gpu: bool = False, **settings: Any
 ) -> tuple[float, float]:
     """Seconds that all took, and that the scan was given, where there is work without end."""
     now, given = Clock(), [0.0]
 
     class Engine:
         graph_bytes, timed_layers, num_layers, shares_graph_memory = 0, 0, 1, False
+        on_gpu = gpu
         modules, rules = (Module.ATTENTION,), NO_GRAPHS
 
         def __init__(self, *_: object) -> None:
@@ -103,6 +104,18 @@ def test_the_start_takes_no_longer_than_its_two_settings(
     total, scan = attach(monkeypatch, capture_seconds=capture_seconds)
     assert total <= most + 2 * PIECE_SECONDS
     assert scan == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_log_speaks_of_a_gpu_where_there_is_one(
+    gpu: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "vllm.nfp"):
+        attach(monkeypatch, gpu=gpu)
+    (line,) = (text for text in caplog.messages if "probe active" in text)
+    of = "GPU time" if gpu else "the serving time"
+    assert f"at most 1 % of {of} and 0.25 % of steps" in line
+    assert line.endswith("; 0 MiB of GPU memory") is gpu
 
 
 def test_a_check_that_takes_long_shortens_the_scan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,11 @@ class ProbeEngine:
         return self._runtime.forward.num_layers
 
     @property
+    def on_gpu(self) -> bool:
+        """Steps run on a GPU, not on the CPU."""
+        return self._availability.limits.on_gpu
+
+    @property
     def graph_bytes(self) -> int:
         """GPU memory of the probe: buffers, graphs, their pool's growth, recurrent states."""
         return self._memory.taken + (0 if self.states is None else self.states.held_bytes)

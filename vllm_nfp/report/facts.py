@@ -67,6 +67,9 @@ def timed_layers(profile: Profile) -> str:
 def run_facts(profile: Profile) -> Facts:
     """State, pairs and cost of the run, and the cells that were left out."""
     run = profile.run
+    on_gpu = profile.environment.device.type != "cpu"
+    time = "GPU time" if on_gpu else "the serving time"
+    graphs = f"{run.graph_bytes / (1 << 20):.0f} MiB"
     pairs = ", ".join(f"{count} {outcome}" for outcome, count in run.probes.items() if count)
     rows = [
         ("State", str(run.state) + (f": {run.reason}" if run.reason else "")),
@@ -74,9 +77,9 @@ def run_facts(profile: Profile) -> Facts:
         ("Probe pairs", pairs),
         ("Missing pairs", str(run.missing_pairs or "") if profile.probe.wanted_samples else ""),
         ("Probe time while serving", duration(run.probe_seconds) if run.probe_seconds else ""),
-        ("Fraction of GPU time", f"{run.overhead_ratio:.2%}" if run.overhead_ratio else ""),
+        (f"Fraction of {time}", f"{run.overhead_ratio:.2%}" if run.overhead_ratio else ""),
         ("Added startup time", duration(run.startup_seconds) if run.startup_seconds else ""),
-        ("Memory of the probe's CUDA graphs", f"{run.graph_bytes / (1 << 20):.0f} MiB"),
+        ("Memory of the probe's CUDA graphs", graphs if on_gpu else ""),
         ("Experts that a step reads", _experts_read(profile.experts)),
         *((f"Not probed: {cell}", reason) for cell, reason in run.skipped_cells.items()),
     ]

@@ -82,15 +82,19 @@ class LeadersScan:
     def _log_start(self, identity: Snapshot) -> None:
         engine, config = self.engine, self.worker.config
         logger.info(
-            "vllm-nfp: probe active on the %s runner: at most %g %% of GPU time and %g %% of "
-            "steps; %d cells; %d of %d layers timed; startup +%.1f s; %.0f MiB of GPU memory%s",
+            "vllm-nfp: probe active on the %s runner: at most %g %% of %s time and %g %% of "
+            "steps; %d cells; %d of %d layers timed; startup +%.1f s%s",
             identity.runner,
             100 * config.overhead_budget,
+            "GPU" if engine.on_gpu else "the serving",
             100 * config.delayed_steps,
             len(self.table.cells),
             engine.timed_layers,
             engine.num_layers,
             identity.startup_seconds,
-            engine.graph_bytes / (1 << 20),
-            " beside vLLM's own CUDA graphs" if engine.shares_graph_memory else "",
+            self._memory() if engine.on_gpu else "",
         )
+
+    def _memory(self) -> str:
+        beside = " beside vLLM's own CUDA graphs" if self.engine.shares_graph_memory else ""
+        return f"; {self.engine.graph_bytes / (1 << 20):.0f} MiB of GPU memory{beside}"
