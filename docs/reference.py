@@ -21,7 +21,7 @@ from prometheus_client.core import Metric
 from vllm_nfp.adapter import versions
 from vllm_nfp.adapter.decoding import BUILDERS
 from vllm_nfp.adapter.feature import Feature, Kind
-from vllm_nfp.adapter.features import FEATURES
+from vllm_nfp.adapter.feature_list import FEATURES
 from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
 from vllm_nfp.adapter.state_kinds import KNOWN_LAYERS
 from vllm_nfp.adapter.versions import Mode

@@ -37,9 +37,13 @@ HOOKING = (
     "vllm_nfp/adapter/idle.py",
     "vllm_nfp/give_way.py",
     "vllm_nfp/session/agreement.py",
+    "vllm_nfp/session/delivery.py",
+    "vllm_nfp/session/latest_agenda.py",
     "vllm_nfp/session/looks.py",
+    "vllm_nfp/session/new_pairs.py",
     "vllm_nfp/session/publisher.py",
     "vllm_nfp/session/session.py",
+    "vllm_nfp/session/snapshot_maker.py",
 )
 """What a served step meets."""
 CONTROLLING = (*CHOOSING, "vllm_nfp/draft/live")

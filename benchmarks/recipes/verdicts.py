@@ -10,7 +10,7 @@ from benchmarks.recipes.commands import Command
 from benchmarks.recipes.configuration import UnreadableFlagsError, configuration
 from benchmarks.recipes.model_facts import ModelFacts
 from vllm_nfp.adapter import support, versions
-from vllm_nfp.adapter.features import features_of
+from vllm_nfp.adapter.feature_list import features_of
 from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
 from vllm_nfp.adapter.versions import Mode
 

@@ -11,7 +11,7 @@ import torch
 
 from vllm_nfp.adapter import support
 from vllm_nfp.adapter.bindings import UnknownVllmError
-from vllm_nfp.adapter.features import features_of
+from vllm_nfp.adapter.feature_list import features_of
 from vllm_nfp.adapter.runner_v1 import V1Runner
 from vllm_nfp.adapter.runner_v2 import V2Runner
 from vllm_nfp.adapter.runners import view_of

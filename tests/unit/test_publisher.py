@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from vllm_nfp.config import ProbeConfig
 from vllm_nfp.results import layer_times
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.counters import Counters
+from vllm_nfp.session import new_pairs
+from vllm_nfp.session import output as output_module
+from vllm_nfp.session.output import KeptProfile
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import LayerTime, Module, PairResult, Shape, State, Timing
@@ -82,6 +86,40 @@ def test_a_profile_is_kept_now_and_then_and_the_metrics_each_time() -> None:
     assert [len(snapshot.layer_times) for snapshot in (written[0], kept[0])] == [0, 2]
 
 
+def test_a_profile_is_kept_again_when_the_state_changes_and_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(output_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    output: Any = Kept()
+    profile = KeptProfile(output, tuple)
+    for state, now, times in (
+        (State.PROBING, 100.0, 1),
+        (State.PROBING, 114.9, 1),
+        (State.STEADY, 114.9, 2),
+        (State.STEADY, 129.8, 2),
+        (State.STEADY, 129.9, 3),
+    ):
+        clock.now = now
+        profile.keep_sometimes(Snapshot("m", "0", state))
+        assert len(output.kept) == times, (state, now)
+    output.keeps = False
+    profile.keep_sometimes(Snapshot("m", "0", State.PASSIVE))
+    assert len(output.kept) == 3, "there is no directory for it"
+
+
+def test_pairs_are_dropped_while_too_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(new_pairs, "MOST_QUEUED", 3)
+    publisher = publisher_of(Kept())
+    for _ in range(5):
+        publisher.put(result(2, 1.0))
+    publisher.process()
+    assert {row.samples for row in publisher.snapshot().curves} == {3}
+    publisher.put(result(2, 1.0))
+    publisher.process()
+    assert {row.samples for row in publisher.snapshot().curves} == {4}
+
+
 def test_a_scan_publishes_now_and_then_and_chooses_each_time() -> None:
     output = Kept()
     publisher = publisher_of(output)
@@ -98,8 +136,6 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The serving thread reads when it disables the probe, whatever the publisher is at."""
-    from vllm_nfp.session import publisher as module
-
     publisher = publisher_of(Kept())
     publisher.put(result(2, 1.0))
     publisher.put(result(2, 2.0))
@@ -115,7 +151,7 @@ def test_who_reads_in_the_middle_of_an_update_gets_all_of_the_last_one_without_w
         reader.join(5.0)
         assert not reader.is_alive(), "the reader waits for the update"
 
-    monkeypatch.setattr(module, "give_way", read_from_another_thread)
+    monkeypatch.setattr("vllm_nfp.session.new_pairs.give_way", read_from_another_thread)
     monkeypatch.setattr("vllm_nfp.results.gather.give_way", read_from_another_thread)
     publisher.put(result(2, 3.0))
     publisher.process()

@@ -162,7 +162,7 @@ def test_the_configuration_has_the_features_of_vllms_own(
     from vllm.engine.arg_utils import EngineArgs
 
     from benchmarks.recipes.configuration import configuration, parse
-    from vllm_nfp.adapter.features import features_of
+    from vllm_nfp.adapter.feature_list import features_of
 
     args = parse(("--model", str(dense_model), "--skip-tokenizer-init", *flags))
     real = EngineArgs.from_cli_args(args).create_engine_config()

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from vllm_nfp.adapter.features import FEATURES
+from vllm_nfp.adapter.feature_list import FEATURES
 from vllm_nfp.config import INTERNAL_FIELDS, ProbeConfig
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -9,7 +9,7 @@ import pytest
 from test_engine import config as accepted
 
 from vllm_nfp.adapter import support, versions
-from vllm_nfp.adapter.features import features_of
+from vllm_nfp.adapter.feature_list import features_of
 from vllm_nfp.adapter.versions import Mode
 
 

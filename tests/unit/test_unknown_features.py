@@ -14,7 +14,7 @@ from test_engine import ec_transfer, kv_transfer
 pytest.importorskip("vllm")
 
 from vllm_nfp.adapter import known_settings, own_ways, support, versions
-from vllm_nfp.adapter.features import features_of
+from vllm_nfp.adapter.feature_list import features_of
 from vllm_nfp.adapter.known_settings import unknown_setting
 from vllm_nfp.adapter.runner_v2 import KNOWN_STATES
 from vllm_nfp.adapter.versions import Mode

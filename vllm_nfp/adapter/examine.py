@@ -47,7 +47,7 @@ def _of_model(model: str, flags: Sequence[str]) -> dict[str, Any]:
 
     from vllm_nfp.adapter import support
     from vllm_nfp.adapter.decoding import expected_refusal
-    from vllm_nfp.adapter.features import features_of
+    from vllm_nfp.adapter.feature_list import features_of
     from vllm_nfp.adapter.versions import Decision, Mode
 
     args = _parsed(model, flags)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vllm_nfp.adapter import bindings, versions
-from vllm_nfp.adapter.features import features_of
+from vllm_nfp.adapter.feature_list import features_of
 from vllm_nfp.adapter.versions import Decision, Mode
 from vllm_nfp.text import label
 

@@ -97,6 +97,29 @@ class CurveSender(_End):
         return True
 
 
+class ChangedCurves:
+    """Sends the curves of each version once; for the publisher's thread.
+
+    Args:
+        sender: takes them; None if nobody wants them.
+    """
+
+    def __init__(self, sender: CurveSender | None) -> None:
+        self._sender = sender
+        self._sent_version = 0
+
+    def send(self, version: int, rows: Iterable[CurvePoint]) -> None:
+        """Hand over the curves among these rows, unless this version of them is already there.
+
+        Args:
+            version: rises when the curves change; 0 before there are any.
+        """
+        if self._sender is None or version == self._sent_version:
+            return
+        if self._sender.send(rows):
+            self._sent_version = version
+
+
 class CurveReceiver(_End):
     """The controller's end."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,12 +18,14 @@ from vllm_nfp.results.run_folder import RunFolder
 from vllm_nfp.results.snapshot import Snapshot, engine_file, write_snapshot
 from vllm_nfp.session.sample_log import SampleLog
 from vllm_nfp.strict_json import encode
-from vllm_nfp.types import Environment, ModelDescription, PairResult, State
+from vllm_nfp.types import Environment, LayerLatency, ModelDescription, PairResult, State
 
 logger = logging.getLogger("vllm.nfp")
 
 LONGEST_WRITE_SECONDS = 1.0
 """A write that takes longer hangs; nobody waits for it any more."""
+KEEP_SECONDS = 15.0
+"""Time between two writings of a profile while the state stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,3 +179,31 @@ class Output:
         maybe_no_space()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_snapshot(path, snapshot)
+
+
+class KeptProfile:
+    """When the profile is written: whenever the state changes, and now and then.
+
+    For the thread that publishes.
+
+    Args:
+        output: writes it.
+        layer_times: gives the times of layers, which a profile has beside a snapshot.
+    """
+
+    def __init__(self, output: Output, layer_times: Callable[[], tuple[LayerLatency, ...]]) -> None:
+        self._output = output
+        self._layer_times = layer_times
+        self._at = -math.inf
+        self._state: State | None = None
+
+    def keep_sometimes(self, snapshot: Snapshot) -> None:
+        """Write the profile if it is due, and if there is a directory for it.
+
+        A writing that fails counts: it is tried again when the next one is due.
+        """
+        now = time.monotonic()
+        due = snapshot.state is not self._state or now >= self._at + KEEP_SECONDS
+        if self._output.keeps and due:
+            self._output.keep(replace(snapshot, layer_times=self._layer_times()))
+            self._at, self._state = now, snapshot.state
