@@ -17,6 +17,11 @@ from vllm_nfp.draft.demand import Demand
 from vllm_nfp.draft.sharing import shortest_good
 from vllm_nfp.types import Basis
 
+HOST_MS = 0.8, 2.0
+"""What adaptive verification takes of the host's time a step, beyond a fixed draft length: least
+with measured costs where no draft is cut, most with vLLM's own costs (H200, vLLM 0.33, at even
+speed, 2026-11-29; benchmarks/results/2026-11-29-h200-cut-steps, host-speed.md of both runs)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reached:
@@ -92,7 +97,9 @@ def adaptive_sentence(found: AdaptiveDrafts) -> str:
     return (
         f"With adaptive verification {advice} (num_speculative_tokens): verifying the best part of "
         f"them reaches {_percent(reached)} of the best fixed K at each batch size{than} "
-        f"({' and '.join(found.bases)} step times; {_cost(found.draft_seconds)})"
+        f"({' and '.join(found.bases)} step times; {_cost(found.draft_seconds)}); "
+        f"it takes the host {HOST_MS[0]:g} to {HOST_MS[1]:g} ms more a step, which is not counted "
+        "and shows where the GPU waits for the host, as with few requests"
     )
 
 
