@@ -17,6 +17,7 @@ FEEDING = (
     "vllm_nfp/draft/cost_tables.py",
     "vllm_nfp/session/cost_feed.py",
     "vllm_nfp/session/cost_source.py",
+    "vllm_nfp/session/placed_tables.py",
     "vllm_nfp/session/step_prices.py",
     "vllm_nfp/session/step_rests.py",
     "vllm_nfp/adapter/drafter_graphs.py",

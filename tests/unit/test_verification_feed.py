@@ -34,9 +34,10 @@ from vllm_nfp.results.verification import VerificationReport
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
 from vllm_nfp.session import cost_source
 from vllm_nfp.session import verification as following
-from vllm_nfp.session.cost_feed import STALLED_STEPS, CostFeed
+from vllm_nfp.session.cost_feed import CostFeed
 from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
 from vllm_nfp.session.started import Lead
+from vllm_nfp.session.step_counts import STALLED_STEPS
 from vllm_nfp.session.step_prices import StepPrices, launch_seconds
 from vllm_nfp.session.step_rests import ENOUGH, StepRests
 from vllm_nfp.session.verification import NOT_ASKED, NOT_PROBED, follow_verification
@@ -211,10 +212,10 @@ def test_without_the_flag_nothing_is_fed_and_all_is_counted() -> None:
 def test_what_is_expected_is_what_vllm_sums_up(engine: Engine) -> None:
     engine.renew(findings())
     engine.steps(STEPS_PER_EXCHANGE - 1)
-    before = engine.feed.expected
+    before = engine.feed.counts.expected
     engine.steps(1)
     survival = sum(0.9**n for n in range(1, DRAFTS + 1))
-    assert engine.feed.expected - before == pytest.approx(8 * REQUESTS * survival, rel=1e-5)
+    assert engine.feed.counts.expected - before == pytest.approx(8 * REQUESTS * survival, rel=1e-5)
 
 
 def test_drafts_of_which_none_is_ever_verified_are_reported() -> None:

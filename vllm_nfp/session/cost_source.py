@@ -161,7 +161,7 @@ class LeadingCosts:
 
     def _watch(self, feed: CostFeed) -> None:
         """See whether steps were given what was wanted since the last renewal."""
-        counted = feed.steps, feed.measured_steps
+        counted = feed.counts.steps, feed.counts.measured_steps
         ran, fed = counted[0] > self._counted[0], counted[1] > self._counted[1]
         self._counted = counted
         self._unfed = feed.own_because if ran and not fed and self._wanted != NONE else ""
@@ -206,13 +206,13 @@ class LeadingCosts:
             feeding=wanted and not self._unfed,
             reason=self._unfed if wanted else self._reason or STALE,
             renewals=self._renewals,
-            measured_steps=feed.measured_steps,
-            steps=feed.steps,
-            scheduled=feed.scheduled,
-            admitted=feed.admitted,
-            expected=feed.expected,
-            stalled=feed.stalled,
-            seconds=self._prices.seconds if feed.steps else StepSeconds(),
+            measured_steps=feed.counts.measured_steps,
+            steps=feed.counts.steps,
+            scheduled=feed.counts.scheduled,
+            admitted=feed.counts.admitted,
+            expected=feed.counts.expected,
+            stalled=feed.counts.stalled,
+            seconds=self._prices.seconds if feed.counts.steps else StepSeconds(),
         )
 
 
