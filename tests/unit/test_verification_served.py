@@ -30,7 +30,8 @@ from vllm_nfp.results.gather import Results
 from vllm_nfp.results.table import plain_table
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
 from vllm_nfp.session import cost_feed, cost_source, placed_tables
-from vllm_nfp.session.cost_source import LACKING, NOT_YET, LeadingCosts
+from vllm_nfp.session.cost_grounds import LACKING, NOT_YET
+from vllm_nfp.session.cost_source import LeadingCosts
 from vllm_nfp.session.verification import follow_verification
 from vllm_nfp.surface import CostSurface, predicted_prior, recorded_for
 from vllm_nfp.timing import RealSteps
