@@ -26,17 +26,22 @@ from vllm_nfp.adapter.drafts_asked import prepare_drafts
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification, verification_of
 from vllm_nfp.config import ConfigError, ProbeConfig
+from vllm_nfp.draft import cost_tables
 from vllm_nfp.draft.verify_costs import read_costs
 from vllm_nfp.metrics.families.verification import verification as families
 from vllm_nfp.results.gather import Findings
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.results.verification import VerificationReport
+from vllm_nfp.schedule.cost_agreement import NONE
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
-from vllm_nfp.session import cost_source
+from vllm_nfp.session import cost_source, cost_versions
 from vllm_nfp.session import verification as following
-from vllm_nfp.session.cost_feed import STALLED_STEPS, CostFeed
-from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
+from vllm_nfp.session.cost_feed import CostFeed
+from vllm_nfp.session.cost_follower import FollowingCosts
+from vllm_nfp.session.cost_grounds import NOT_YET
+from vllm_nfp.session.cost_source import LeadingCosts
 from vllm_nfp.session.started import Lead
+from vllm_nfp.session.step_counts import STALLED_STEPS
 from vllm_nfp.session.step_prices import StepPrices, launch_seconds
 from vllm_nfp.session.step_rests import ENOUGH, StepRests
 from vllm_nfp.session.verification import NOT_ASKED, NOT_PROBED, follow_verification
@@ -211,10 +216,10 @@ def test_without_the_flag_nothing_is_fed_and_all_is_counted() -> None:
 def test_what_is_expected_is_what_vllm_sums_up(engine: Engine) -> None:
     engine.renew(findings())
     engine.steps(STEPS_PER_EXCHANGE - 1)
-    before = engine.feed.expected
+    before = engine.feed.counts.expected
     engine.steps(1)
     survival = sum(0.9**n for n in range(1, DRAFTS + 1))
-    assert engine.feed.expected - before == pytest.approx(8 * REQUESTS * survival, rel=1e-5)
+    assert engine.feed.counts.expected - before == pytest.approx(8 * REQUESTS * survival, rel=1e-5)
 
 
 def test_drafts_of_which_none_is_ever_verified_are_reported() -> None:
@@ -304,6 +309,29 @@ def test_the_other_ranks_get_the_same_tables_through_the_file(tmp_path: Path) ->
         assert (follower.ready.by_requests[requests] == table).all()
 
 
+def test_costs_that_the_other_ranks_cannot_be_given_are_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, run_dir=str(tmp_path))
+    costs = LeadingCosts(config, "0", 16, (8, 16), alone=False)
+    feed = CostFeed(AdaptiveVerification(made_manager()), None, costs.wanted)
+    costs.attach(feed)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cost_versions.RunFolder, "write", full)
+        costs.renew(findings(), (), cost_source.time.monotonic())
+    report = costs.report()
+    assert report is not None
+    assert report.reason == "the other ranks cannot be given the costs: no space left"
+    assert (costs.wanted(), feed.ready, report.renewals) == (NONE, None, 0)
+    costs.renew(findings(), (), cost_source.time.monotonic())
+    assert feed.ready is not None
+    assert costs.wanted() == feed.ready.version == read_costs(tmp_path / "costs-0.json").version
+
+
 def test_an_injected_fault_is_the_publishers(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -346,7 +374,7 @@ def test_cut_steps_are_priced_with_what_the_host_takes_more_for_them(
     assert rest.cut.seconds > rest.whole.seconds > 0.0
     engine.manager._stale_confidences[0].np[:] = 0.6
     made: list[object] = []
-    monkeypatch.setattr(cost_source, "work_tables", lambda *_: made.append(1))
+    monkeypatch.setattr(cost_tables, "work_tables", lambda *_: made.append(1))
     engine.renew(findings())
     assert not made, "what is the device's has not changed"
     assert engine.report.renewals == 2
@@ -425,7 +453,7 @@ def started(config: ProbeConfig, engine: object, leads: bool = True) -> tuple[An
     [
         ({}, object(), NOT_ASKED),
         ({"verification_costs": True}, None, NOT_PROBED),
-        ({"verification_costs": True}, object(), cost_source.NOT_YET),
+        ({"verification_costs": True}, object(), NOT_YET),
     ],
 )
 def test_a_session_follows_and_feeds_where_it_can(
@@ -434,7 +462,7 @@ def test_a_session_follows_and_feeds_where_it_can(
     parts, worker = started(ProbeConfig(**settings), engine)
     manager, patches, cut = made_manager(), PatchSet(), list[int]()
     follow_verification(parts, worker, AdaptiveVerification(manager), patches, cut.append)
-    fed = reason == cost_source.NOT_YET
+    fed = reason == NOT_YET
     assert compiled == ([(3, 2), (3, 1), (1, 2), (1, 1)] if fed else [])
     drafts = step(manager)
     assert cut == [REQUESTS + drafts]

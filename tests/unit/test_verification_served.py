@@ -29,8 +29,9 @@ from vllm_nfp.principle.graphs import CapturedGraphs
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.table import plain_table
 from vllm_nfp.schedule.lockstep import STEPS_PER_EXCHANGE
-from vllm_nfp.session import cost_feed, cost_source
-from vllm_nfp.session.cost_source import LACKING, NOT_YET, LeadingCosts
+from vllm_nfp.session import cost_feed, cost_source, placed_tables
+from vllm_nfp.session.cost_grounds import LACKING, NOT_YET
+from vllm_nfp.session.cost_source import LeadingCosts
 from vllm_nfp.session.verification import follow_verification
 from vllm_nfp.surface import CostSurface, predicted_prior, recorded_for
 from vllm_nfp.timing import RealSteps
@@ -214,6 +215,6 @@ def test_costs_that_no_step_is_given_are_told(served: Served) -> None:
     assert served.told == (True, "")
     served.runner.steps(2, prompt=40)
     served.publish()
-    assert served.told == (False, cost_feed.NOT_DRAFTS_ALONE)
+    assert served.told == (False, placed_tables.NOT_DRAFTS_ALONE)
     served.publish()
     assert served.told == (True, ""), "no step since"

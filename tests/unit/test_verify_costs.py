@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_nfp.draft import cost_tables
 from vllm_nfp.draft.cost_rows import Lack, founded_rows, least_lack, raised
-from vllm_nfp.draft.cost_tables import priced, verify_ms, work_tables
+from vllm_nfp.draft.cost_tables import TableMaker, priced, verify_ms, work_tables
 from vllm_nfp.draft.verify_costs import (
     Beside,
     CostRow,
@@ -19,6 +20,7 @@ from vllm_nfp.draft.verify_costs import (
     read_costs,
     rest_at,
     same_rests,
+    same_rows,
 )
 from vllm_nfp.results.snapshot import SnapshotError
 from vllm_nfp.strict_json import encode
@@ -222,6 +224,29 @@ def test_what_is_beside_the_work_is_that_of_the_nearest_batch_size() -> None:
     assert same_rests(ROWS, RESTS, near)
     for other in (Beside(0.0022, 0.003), Beside(0.002, 0.0032)):
         assert not same_rests(ROWS, RESTS, (Rest(4, RESTS[0].whole, other), RESTS[1]))
+
+
+def test_rows_are_the_same_where_no_choice_depends_on_what_differs() -> None:
+    near = ROWS[0], replace(ROWS[1], seconds=(0.00502, 0.008))
+    far = ROWS[0], replace(ROWS[1], seconds=(0.00503, 0.008))
+    assert same_rows(near, ROWS)
+    assert not same_rows(far, ROWS)
+    assert not same_rows(ROWS[:1], ROWS)
+
+
+def test_the_works_tables_are_made_anew_only_for_other_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maker, costs = TableMaker(64, GRAPHS), VerifyCosts("0", 7, 1024, ROWS)
+    first = maker.made(costs)
+    assert first.version == 7 and sorted(first.work) == list(range(8, 17))
+    with monkeypatch.context() as patch:
+        patch.setattr(cost_tables, "work_tables", lambda *_: 1 / 0)
+        second = maker.made(replace(costs, version=8, rests=RESTS))
+    assert second.version == 8 and second.work is first.work
+    assert second.by_requests[8][0] > first.by_requests[8][0]
+    other = maker.made(replace(costs, rows=ROWS[:1]))
+    assert sorted(other.work) == [8]
 
 
 def test_where_the_host_takes_longer_more_tokens_cost_nothing() -> None:

@@ -72,6 +72,30 @@ def priced(costs: VerifyCosts, work: Tables) -> PricedCosts:
     return PricedCosts(costs.version, tables, work)
 
 
+class TableMaker:
+    """Makes the tables of one version of the costs after another, in one thread in the background.
+
+    The tables of the device's work take most of the time. They are made anew only for other rows.
+
+    Args:
+        most_requests: of a step.
+        capture_sizes: tokens of the CUDA graphs, ascending.
+    """
+
+    def __init__(self, most_requests: int, capture_sizes: Sequence[int]) -> None:
+        self._most_requests, self._capture_sizes = most_requests, capture_sizes
+        self._rows: tuple[CostRow, ...] = ()
+        self._work: Tables = {}
+        """Of these rows."""
+
+    def made(self, costs: VerifyCosts) -> PricedCosts:
+        """The costs with their tables."""
+        if costs.rows != self._rows:
+            self._work = work_tables(costs.rows, self._most_requests, self._capture_sizes)
+            self._rows = costs.rows
+        return priced(costs, self._work)
+
+
 def _bounded(work: FloatArray, beside: Beside) -> FloatArray:
     """Milliseconds of steps: the device's or the host's, whichever takes longer."""
     return np.maximum(work + 1e3 * beside.seconds, 1e3 * beside.least)

@@ -19,6 +19,9 @@ from vllm_nfp.types.shapes import Above0, Count, NotBelow0, Size
 SCHEMA = 2
 NEXT_ROW = 2.0
 """Batch sizes of two rows between which a step is priced: the reported ones are powers of two."""
+SAME_ROW = 0.005
+"""Change of a time, as a fraction, that no choice of drafts depends on: half the error of a median
+of real steps (:data:`vllm_nfp.surface.noise.STEP_DEVIATION`)."""
 SAME_REST = 0.02
 """Change of the time beside a step's work, as a fraction of the shortest step of its batch size,
 that no choice depends on. All of 1.4 ms beside 5 ms loses 0.5 % of goodput where it is not priced
@@ -79,6 +82,17 @@ def rest_at(rests: Sequence[Rest], batch_size: int) -> tuple[Beside, Beside]:
     if near is None or not 1 / NEXT_ROW <= near.batch_size / batch_size <= NEXT_ROW:
         return Beside(), Beside()
     return near.whole, near.cut
+
+
+def same_rows(rows: Sequence[CostRow], others: Sequence[CostRow]) -> bool:
+    """Whether no choice depends on which of the two is in force."""
+    if [row.batch_size for row in rows] != [row.batch_size for row in others]:
+        return False
+    return all(
+        abs(a / b - 1.0) <= SAME_ROW
+        for row, other in zip(rows, others, strict=True)
+        for a, b in zip(row.seconds, other.seconds, strict=True)
+    )
 
 
 def same_rests(rows: Iterable[CostRow], rests: Sequence[Rest], others: Sequence[Rest]) -> bool:

@@ -16,7 +16,8 @@ from vllm_nfp.probe.cuda_graph import SmallGraphs
 from vllm_nfp.schedule.lockstep import Wire, done_by_all, wire_errors
 from vllm_nfp.schedule.mailbox import faster
 from vllm_nfp.session.cost_feed import CostFeed
-from vllm_nfp.session.cost_source import FollowingCosts, LeadingCosts
+from vllm_nfp.session.cost_follower import FollowingCosts
+from vllm_nfp.session.cost_source import LeadingCosts
 from vllm_nfp.session.started import Lead, Started
 from vllm_nfp.session.worker import Worker
 
