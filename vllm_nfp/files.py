@@ -10,6 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+MISTRAL_CONFIG = "params.json"
+"""A model's config in Mistral's own format; vLLM serves a directory with it and
+``consolidated*.safetensors`` (``transformers_utils/config.py``, 0.32)."""
+MODEL_CONFIGS = ("config.json", MISTRAL_CONFIG)
+
 
 class FileError(ValueError):
     """What a file holds is not what was asked for; the message is one sentence that says where."""

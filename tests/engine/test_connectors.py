@@ -12,6 +12,7 @@ import late_connector
 import pytest
 import torch
 from parts import attaching, engine_of, prober_of, started_engine
+from rounds import rounds
 
 from vllm_nfp.adapter import connectors
 from vllm_nfp.adapter.engines import worker_of
@@ -115,7 +116,7 @@ def test_outputs_stay_while_blocks_are_loaded_within_steps_and_between_them(
     assert loaded > 2, "no block arrived between steps"
     session = start()
     assert session.active, read_snapshot(tmp_path / "engine-0.json").reason
-    for _ in range(20):  # a busy machine runs few probes at a time
+    for _ in rounds():
         forget_half(stored)
         assert generate(llm) == expected
         if prober_of(session).outcomes["measured"] > 5:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from parts import attaching, engine_of, prober_of, publisher_of, started_engine
+from rounds import rounds
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
@@ -148,7 +149,7 @@ def test_pairs_after_traffic_read_what_real_steps_wrote(
     engine, (group,) = engine_of(session), engine_of(session)._availability.limits.groups
     assert pairs(), "the start runs some"
     assert set(pairs()) == {(False, False)}
-    for _ in range(20):
+    for _ in rounds():
         assert read_long_prompts(llm) == plain
         publisher_of(session).process()
         if pairs()[-1] == (True, True):

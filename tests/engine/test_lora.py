@@ -12,6 +12,7 @@ import torch
 from adapters import RANK, write_adapter
 from generate import prompts
 from parts import attaching, engine_of, prober_of, started_engine
+from rounds import rounds
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
@@ -74,7 +75,7 @@ def test_requests_keep_their_adapters_while_probes_run(
     assert generate(llm, adapters) == expected, "the server repeats itself not"
     session = start()
     assert session.active, read_snapshot(tmp_path / "engine-0.json").reason
-    for _ in range(20):  # a busy machine runs few probes at a time
+    for _ in rounds():
         assert generate(llm, adapters) == expected
         if prober_of(session).outcomes["measured"] > 5:
             break

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from parts import attach, attaching, engine_of, only_times, prober_of, publisher_of, started_engine
+from rounds import rounds
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import ProbeConfig, config_from_mapping
@@ -71,8 +72,8 @@ def generate_until(
     llm: Any, happened: Callable[[], bool], tokens: int = 48
 ) -> list[list[list[int]]]:
     """Generate until something has happened, of which a busy machine does little at a time."""
-    outputs = []
-    for _ in range(20):
+    outputs: list[list[list[int]]] = []
+    for _ in rounds():
         outputs.append(generate(llm, tokens))
         if happened():
             break
@@ -421,7 +422,7 @@ def test_a_fault_while_serving_disables_the_probe_alone(
     assert session.active
     inject_fault(stage)
     with caplog.at_level(logging.ERROR, "vllm.nfp"):
-        for _ in range(20):
+        for _ in rounds():
             assert generate(llm) == expected
             if not session.active:
                 break
@@ -627,7 +628,7 @@ def test_a_backend_that_writes_in_some_runs_alone_disables_the_probe(
     # Without time to warm up, runs of other shapes come while serving.
     seconds = {"capture_seconds": 0.0, "startup_seconds": 0.0} if served else {}
     session = start(**seconds, **FEW_SHAPES)
-    for _ in range(20):
+    for _ in rounds():
         if not session.active:
             break
         spend_at_once(session)
@@ -803,7 +804,7 @@ def test_a_full_disk_costs_the_output_folder_and_nothing_else(
     log._file = open("/dev/full", "a")  # noqa: SIM115 - the session closes it
     inject_fault("no_space")
     with caplog.at_level(logging.WARNING, "vllm.nfp"):
-        for _ in range(20):
+        for _ in rounds():
             assert generate(llm) == expected
             publisher_of(session)._publish()
             # One line for the log, which is written once a pair has run, one for the snapshot.
@@ -833,7 +834,7 @@ def test_a_device_that_hangs_disables_the_probe(
     monkeypatch.setattr(module, "LONGEST_FLIGHT_SECONDS", 0.05)
     inject_fault("stuck_event")
     prober_of(session).budget.earn(100.0)  # steps that are never passed earn nothing
-    for _ in range(20):
+    for _ in rounds():
         assert generate(llm) == expected
         if not session.active:
             break

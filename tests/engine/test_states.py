@@ -12,6 +12,7 @@ import kinds
 import pytest
 import torch
 from parts import attaching, engine_of, only_times, prober_of, publisher_of, started_engine
+from rounds import rounds
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import ProbeConfig, config_from_mapping
@@ -151,7 +152,7 @@ def test_a_run_on_the_servers_states_disables_the_probe(
 
     monkeypatch.setattr(states, "on_other_states", sabotage)
     if late:
-        for _ in range(20):
+        for _ in rounds():
             generate(llm)
             if not session.active:
                 break
@@ -181,7 +182,7 @@ def test_a_fault_gives_the_layers_their_states_back(
     monkeypatch.setattr(f"vllm_nfp.probe.{target}", fails)
     if where == "lend":
         engine_of(session).states._caches.clear()
-    for _ in range(20):
+    for _ in rounds():
         assert generate(llm) == expected
         if not session.active:
             break

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from parts import attach, prober_of, publisher_of, started_engine
+from rounds import rounds
 
 from vllm_nfp.adapter.engines import worker_of
 from vllm_nfp.config import config_from_mapping
@@ -142,7 +143,7 @@ def test_steps_and_overhead_are_told_as_they_are(llm: Any, tmp_path: Path) -> No
     prober, publisher = prober_of(session), publisher_of(session)
     session._started.looks._sampler = Sampler(first=1)
     prober.timer._clock = HostClock(lambda: truth.now)
-    for _ in range(20):  # a full step leaves no allowance for probes
+    for _ in rounds():  # a full step leaves no allowance for probes
         serve(llm, truth, 300, prompts=0.0)
         if prober.outcomes["measured"]:
             break

@@ -16,8 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from click.exceptions import NoArgsIsHelpError
 
-from vllm_nfp.files import check_replaceable
-from vllm_nfp.principle.model_files import MISTRAL_CONFIG
+from vllm_nfp.files import MODEL_CONFIGS, check_replaceable
 from vllm_nfp.results.profile import Profile, ProfileError, load_profile
 from vllm_nfp.text import hint, printable, same_name
 from vllm_nfp.web import hide_password
@@ -172,9 +171,9 @@ def require_model_in(directory: Path, advice: str) -> None:
         advice: what to do.
 
     Raises:
-        Refusal: if it has a config in neither format (``transformers_utils/config.py``, vLLM 0.32).
+        Refusal: if it has a config in no format that vLLM reads.
     """
-    if not any(os.path.isfile(directory / name) for name in ("config.json", MISTRAL_CONFIG)):
+    if not any(os.path.isfile(directory / name) for name in MODEL_CONFIGS):
         raise Refusal(f"the directory {directory} holds no config.json: {advice}")
 
 

@@ -6,13 +6,12 @@ import json
 import re
 from pathlib import Path
 
+from vllm_nfp.files import MISTRAL_CONFIG
 from vllm_nfp.principle.shape import ShapeError
 
 MAX_CONFIG_BYTES = 4 << 20
 _QUANTIZATION_FILE = "hf_quant_config.json"
 """Where ModelOpt up to 0.29 says how it quantized (vLLM, transformers_utils/config.py)."""
-MISTRAL_CONFIG = "params.json"
-"""Mistral's own format; vLLM serves a directory with it and ``consolidated*.safetensors``."""
 _GIVE = "give a directory with a config.json, or the file itself"
 _REPOSITORY = re.compile(r"[\w.-]*\w/[\w.-]+")
 """The name of a repository of Hugging Face, as vLLM takes it: never downloaded here."""
