@@ -23,15 +23,15 @@ def claims() -> Iterator[Claim]:
         "none",
         "{scrapes} looks",
         recompute_costs.soak,
-        RESULTS + "2026-11-29-soak-cpu-compiled/soak.json",
+        RESULTS + "2026-11-29-soak-cpu-threads/soak.json",
         Run(
             (
-                "python -m benchmarks.soak --out {out} --minutes 40 --real --flags "
+                "python -m benchmarks.soak --out {out} --minutes 38 --real --flags "
                 "'--max-model-len 2048 --speculative-config "
                 '{{"method":"ngram","num_speculative_tokens":3,"prompt_lookup_max":4}}\'',
             )
         ),
-        "5391fb1",
+        "c388f97",
         "2026-11-29",
         "CPU, vLLM 0.32.0",
         HOOKING,
