@@ -28,12 +28,12 @@ from benchmarks.switched_server import Remote
 from benchmarks.timeline_steps import events_of, steps_of, table, told
 from benchmarks.verification_compare import Record, Settings, begin, one_load, say, spec_of
 from benchmarks.verification_load import Point, lead_in
-from benchmarks.verification_metrics import verification
 from benchmarks.verification_plan import LONGEST, PLACES_OF_FEW, SHORT
 from benchmarks.verification_servers import Pairs
 from benchmarks.verification_turns import (
-    LEAD_IN_SECONDS,
     LONGEST_LEAD_IN_SECONDS,
+    follows,
+    measured_in_force,
     settings_in_turn,
 )
 from vllm_nfp.start.server import Server
@@ -61,9 +61,7 @@ class Keeper:
 
     def enough(self, seconds: float) -> bool:
         """Asked again and again during a load; the timeline is kept when it says yes."""
-        if seconds < LEAD_IN_SECONDS:
-            return False
-        if seconds < LONGEST_LEAD_IN_SECONDS and not self._in_force():
+        if not follows(seconds, self._in_force, LONGEST_LEAD_IN_SECONDS):
             return False
         self._remote.call("bench_timeline", "")
         time.sleep(KEPT_SECONDS)
@@ -77,7 +75,7 @@ def timeline(server: Server, settings: Settings, point: Point, name: str) -> dic
     model = str(shapes.shared_model(settings.shape, settings.layers))
 
     def in_force() -> bool:
-        return name != MEASURED or bool(verification(server.metrics()).get("measured_costs"))
+        return name != MEASURED or measured_in_force(server)
 
     keeper = Keeper(Remote(server.url), path, in_force)
     lead_in(server.url, model, shapes.vocab_size(settings.shape), point, keeper.enough)

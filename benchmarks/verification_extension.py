@@ -21,6 +21,7 @@ from benchmarks.host_parts import HostParts, follow_runner
 from benchmarks.traces import read_traces
 from benchmarks.verification_replay import install, own_costs, substitution
 from benchmarks.verification_streams import make_streams
+from benchmarks.wake_latency import WAYS
 
 
 class Scheduled:
@@ -88,7 +89,7 @@ class ReplayedDrafts:
         """Have the thread that waits for confidences sleep, as vLLM has it, or poll."""
         manager = self.model_runner.adaptive_verification
         torch.accelerator.synchronize()
-        events = [torch.cuda.Event(blocking=way == "sleeps") for _ in manager._copy_events]
+        events = [torch.cuda.Event(blocking=WAYS[way]) for _ in manager._copy_events]
         for event in events:
             event.record()
             if hasattr(self, "bench_parts"):

@@ -19,7 +19,7 @@ from a table (``fixed``) and with ``--nfp-verification-costs``, and is vLLM's ow
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,22 @@ def turns(contenders: Sequence[str], number: int) -> list[str]:
     return [*contenders[first:], *contenders[:first]]
 
 
+def measured_in_force(server: Server) -> bool:
+    """Whether a server's measured costs choose its drafts."""
+    return bool(verification(server.metrics()).get("measured_costs"))
+
+
+def follows(seconds: float, chosen: Callable[[], bool], longest: float) -> bool:
+    """Whether a load has run for so long that its server follows it.
+
+    Args:
+        seconds: of the load so far.
+        chosen: whether drafts are chosen as they are to be; waited for.
+        longest: seconds after which that is waited for no more.
+    """
+    return seconds >= LEAD_IN_SECONDS and (seconds >= longest or chosen())
+
+
 class Turns:
     """All servers, and what they have shown so far."""
 
@@ -138,11 +154,8 @@ class Turns:
 
     def _enough(self, contender: str, server: Server, seconds: float) -> bool:
         """Whether an adaptive way has run a load for so long that it follows it."""
-        if seconds < LEAD_IN_SECONDS:
-            return False
-        if contender != "measured" or seconds >= self._settings.longest_lead_in:
-            return True
-        return bool(verification(server.metrics()).get("measured_costs"))
+        chosen = partial(measured_in_force, server) if contender == "measured" else lambda: True
+        return follows(seconds, chosen, self._settings.longest_lead_in)
 
 
 def run(settings: Settings) -> None:

@@ -14,7 +14,7 @@ from test_verification_compare import RECORDED, only_stream
 
 sys.path.insert(0, str(ROOT))
 pytest.importorskip("aiohttp")
-from benchmarks import step_timeline, verification_compare, verification_load
+from benchmarks import step_timeline, verification_compare, verification_load, verification_turns
 from benchmarks.timeline_steps import MARK, Event, events_of, steps_of, table, told
 from benchmarks.traces import write_traces
 
@@ -83,7 +83,7 @@ def test_a_timeline_is_kept_once_costs_are_in_force() -> None:
     fed = iter([False, True])
     remote: Any = Remote()
     keeper = step_timeline.Keeper(remote, Path("trace.json"), lambda: next(fed))
-    lead_in = step_timeline.LEAD_IN_SECONDS
+    lead_in = verification_turns.LEAD_IN_SECONDS
     assert not keeper.enough(lead_in - 0.1) and not keeper.enough(lead_in) and not asked
     assert keeper.enough(lead_in + 0.1)
     assert asked == ["", "trace.json"]
@@ -110,7 +110,7 @@ def test_it_runs_from_start_to_end(
 
     for module in (verification_compare, step_timeline):
         monkeypatch.setattr(module, "Remote", Remote)
-    monkeypatch.setattr(step_timeline, "LEAD_IN_SECONDS", 0.05)
+    monkeypatch.setattr(verification_turns, "LEAD_IN_SECONDS", 0.05)
     monkeypatch.setattr(step_timeline, "LONGEST_LEAD_IN_SECONDS", 0.1)
     monkeypatch.setattr(step_timeline, "KEPT_SECONDS", 0.01)
     monkeypatch.setattr(step_timeline, "SHORT", 8)
