@@ -1,7 +1,8 @@
 # Sourced on a GPU host without network: unpacks vLLM from the archive given as $1 into /tmp/site
 # and makes this checkout visible there as an installed distribution, so that vLLM finds its plugin.
 # $2, if given, is a folder in which benchmarks/kept_caches.py has kept what vLLM compiled earlier.
-site=/tmp/site
+# NFP_SITE names another folder to unpack into, for a second version of vLLM on the same host.
+site=${NFP_SITE:-/tmp/site}
 if [ ! -d "$site/vllm" ]; then
     mkdir -p "$site" && xz -dc -T0 "$1" | tar -xf - -C "$site"
 fi

@@ -23,8 +23,9 @@ At the defaults so few steps are delayed that a run of minutes holds a handful. 
 Loads are random arrivals at 10, 50 and 90 % of the rate that saturates the server without hooks,
 the same in each turn of a round, and as many streams as saturate it, in longer turns. An
 inter-token time counts if it is entirely within one turn, a time to first token if its request was
-sent within it. Reported are ratios over ``off`` with bootstrap 95 % intervals over rounds of turns.
-``--summarize`` prints the results in ``--out``.
+sent within it. Once a variant has delayed ``--delayed`` steps at a load, the other loads get its
+time until they have as many. Reported are ratios over ``off`` with bootstrap 95 % intervals over
+rounds of turns. ``--summarize`` prints the results in ``--out``.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ from benchmarks import load, server, shapes
 from benchmarks.flag_text import split_flags
 from benchmarks.hooks import OFF, require_active
 from benchmarks.load_result import Window
-from benchmarks.overhead_summary import Turn
+from benchmarks.overhead_summary import Row, Turn
 from benchmarks.probe_account import resident_mib
 from benchmarks.saturation import GIB, SATURATION_SECONDS, a_load, saturation
 from benchmarks.switched_board import Board, CoreCost
 from benchmarks.switched_drafts import NGRAM, Drafts
 from benchmarks.switched_server import Output, Remote
 from benchmarks.switched_spec import BOARD, CONTROL, PROBES, Settings, probe_of, spec_of
-from benchmarks.switched_summary import SATURATED, SHARES, print_summary
+from benchmarks.switched_summary import OPEN_SHARES, SATURATED, SHARES, print_summary
 from benchmarks.traffic import Arrivals, Load
 
 VARIANTS = (OFF, "active", "raised")
@@ -120,6 +121,28 @@ def plan(share: float, first: int, variants: Sequence[str] = VARIANTS) -> Iterat
             yield Turn(share, number, variant)
 
 
+def next_loads(rows: Sequence[Row], wanted: int) -> tuple[float, ...]:
+    """The loads of the next block: those that lack delayed steps; all of them if none does.
+
+    A saturated server is among them each time, since it is the one that shows the throughput.
+
+    Args:
+        wanted: delayed steps of one variant.
+    """
+    lacking = tuple(share for share in OPEN_SHARES if _most_delayed(rows, share) < wanted)
+    return (*(lacking or OPEN_SHARES), SATURATED)
+
+
+def _most_delayed(rows: Sequence[Row], share: float) -> float:
+    """Delayed steps at this load, of the variant that has most of them."""
+    found: dict[str, float] = {}
+    for row in rows:
+        if row["share"] == share:
+            delayed = row.get("hook_delayed_steps", 0)
+            found[row["variant"]] = found.get(row["variant"], 0) + delayed
+    return max(found.values(), default=0)
+
+
 def attach(settings: Settings, folder: Path, remote: Remote, output: Output) -> None:
     """Start a session for each variant with hooks."""
     names = [name for name in settings.variants if name != OFF]
@@ -141,10 +164,13 @@ def measure(
     found = output.about["saturation"] = saturation(settings, model, url, warmup_seconds=1.5)
     rate = found["requests_per_second"]
     print(f"attached; saturated at {rate:.1f} requests/s", flush=True)
-    number, longest = 0, 0.0
-    while number == 0 or time.monotonic() + longest < deadline:
-        began = time.monotonic()
-        for share in SHARES:
+    number, longest = 0, dict.fromkeys(SHARES, 0.0)
+    while True:
+        loads = next_loads(output.rows, settings.delayed)
+        if time.monotonic() + sum(longest[share] for share in loads) > deadline:
+            return
+        for share in loads:
+            began = time.monotonic()
             work: Load | Arrivals
             work = streams = a_load(settings, model, url, number + 1, SATURATION_SECONDS)
             if share != SATURATED:
@@ -152,10 +178,10 @@ def measure(
             planned = list(plan(share, number, settings.variants))
             measure_block(settings, work, remote, board, planned, output)
             time.sleep(0.3)  # aborted requests leave
+            longest[share] = max(longest[share], time.monotonic() - began)
         number += ROUNDS_OF_BLOCK
         output.about["account"] = remote.call("nfp_account")
         output.write()
-        longest = max(longest, time.monotonic() - began)
 
 
 def run(settings: Settings, out: Path) -> None:
@@ -188,7 +214,14 @@ def run(settings: Settings, out: Path) -> None:
 @click.option("--output-tokens", type=int, default=128)
 @click.option("--saturating", type=int, default=128, help="Streams that saturate the server.")
 @click.option("--turn-seconds", type=float, default=0.5)
-@click.option("--saturated-turn-seconds", type=float, default=4.0)
+@click.option("--saturated-turn-seconds", type=float, default=1.5)
+@click.option(
+    "--delayed",
+    type=int,
+    default=300,
+    show_default=True,
+    help="Steps that a variant delays at each load, before a load gets more turns than another.",
+)
 @click.option("--warmup-turns", type=int, default=2, help="Of load before each block.")
 @click.option("--variants", default=",".join(VARIANTS), help=f"Of off, {', '.join(PROBES)}.")
 @click.option("--probe", "probe_json", default="{}", help="Further settings of the probe, JSON.")

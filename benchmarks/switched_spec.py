@@ -21,10 +21,12 @@ CONTROL = "control"
 PROBES: Mapping[str, Mapping[str, object]] = {
     "passive": {"passive": True},
     "active": {},
-    "raised": {"overhead_budget": 0.2, "step_share": 0.1},
+    "raised": {"overhead_budget": 0.4, "step_share": 0.2},
     CONTROL: {"draft_control": True},
 }
-"""Settings of the probe, beyond the defaults, by variant."""
+"""Settings of the probe, beyond the defaults, by variant. Of the steps of a loaded server a half
+and more read a prompt, and none of these is delayed: so many a share has to allow for hundreds of
+delayed steps in minutes."""
 BOARD = "board"
 
 
@@ -39,6 +41,8 @@ class Settings(Traffic):
     probe: Mapping[str, object]
     flags: tuple[str, ...]
     within: float
+    delayed: int
+    """Steps that a variant delays at each load, before a load gets more turns than another."""
     draft: Drafts | None = None
     attach_only: bool = False
 

@@ -52,6 +52,20 @@ def test_every_round_holds_each_variant_once_in_changing_order() -> None:
     assert {t.variant for t in switched.plan(0.5, 0, (OFF, "active"))} == {OFF, "active"}
 
 
+def test_loads_that_lack_delayed_steps_get_the_turns() -> None:
+    def row(share: float, variant: str, delayed: int) -> dict[str, Any]:
+        return {"share": share, "variant": variant, "hook_delayed_steps": delayed}
+
+    everything = switched_summary.SHARES
+    assert switched.next_loads([], 4) == everything
+    rows = [row(0.1, "raised", 3), row(0.1, "raised", 2), row(0.5, "raised", 3)]
+    rows += [row(0.5, "active", 3), {"share": 0.9, "variant": OFF}]
+    assert switched.next_loads(rows, 4) == (0.5, 0.9, 1.0), "two variants are no one's four"
+    rows += [row(0.5, "raised", 1), row(0.9, "raised", 4)]
+    assert switched.next_loads(rows, 4) == everything
+    assert switched.next_loads(rows, 0) == everything
+
+
 DELAYED_STEPS, DECODE_STEPS, DELAY_US = 8, 100, 10_000
 
 
@@ -399,7 +413,7 @@ def test_a_controlled_server_knows_its_lengths_and_is_watched(tmp_path: Path) ->
     settings = switched.Settings(
         shape="tiny-dense", layers=2, kv_gib=None, prompt_tokens=8, output_tokens=8, saturating=2,
         turn_seconds=0.5, saturated_turn_seconds=1.0, warmup_turns=1, probe={}, flags=(),
-        variants=(OFF, "control"), within=10.0, draft=Drafts("ngram", (0, 2), 0.5),
+        variants=(OFF, "control"), within=10.0, delayed=300, draft=Drafts("ngram", (0, 2), 0.5),
     )  # fmt: skip
     spec = spec_of(settings, tmp_path, tmp_path, tmp_path / "log")
     control = config_from_mapping(json.loads(spec.extra["NFP_BENCH_CONTROL"]))
