@@ -66,9 +66,9 @@ class Hooks:
         session.after_warm_up(runner, place, self._patches.restore)
         publisher: Any = self._publisher
         if publisher is not None:
-            publish = publisher._publish
+            work = publisher._work
             # Its thread goes on; what it does is left out while the hooks are off.
-            publisher._publish = lambda: publish() if self._on else None
+            publisher._work = lambda *how, **more: work(*how, **more) if self._on else None
         hooks: Any = session
         before, after = session.before_step, session.after_step
         hooks.before_step = lambda output: self._timed("before_step", before, output)

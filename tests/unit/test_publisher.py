@@ -120,6 +120,32 @@ def test_pairs_are_dropped_while_too_many_wait(monkeypatch: pytest.MonkeyPatch) 
     assert {row.samples for row in publisher.snapshot().curves} == {4}
 
 
+def test_rows_wait_for_the_share_of_a_core_and_counters_do_not() -> None:
+    output = Kept()
+    publisher = publisher_of(output)
+    publisher.put(result(2, 1.0))
+    publisher._work(100.0, publish=True)
+    publisher._pace.spent(0.05, 100.0)  # five seconds of its share
+    for turn, now in enumerate((102.0, 104.0, 110.0)):
+        publisher.put(result(2, 1.0))
+        publisher.count(Counters({"measured": turn}))
+        publisher._work(now, publish=True)
+    samples = [{row.samples for row in shown.curves} for shown in output.written]
+    assert samples == [{1}, {1}, {1}, {4}]
+    assert [shown.probes for shown in output.written[1:]] == [{"measured": n} for n in range(3)]
+
+
+def test_a_choice_alone_makes_no_rows() -> None:
+    publisher = publisher_of(Kept())
+    publisher._work(100.0, publish=True)
+    before, agenda = publisher.snapshot().curves, publisher.agenda
+    publisher.put(result(2, 1.0))
+    publisher._work(200.0, publish=False)
+    assert publisher.snapshot().curves is before and publisher.agenda is not agenda
+    publisher._work(201.0, publish=True)
+    assert {row.samples for row in publisher.snapshot().curves} == {1}
+
+
 def test_a_scan_publishes_now_and_then_and_chooses_each_time() -> None:
     output = Kept()
     publisher = publisher_of(output)

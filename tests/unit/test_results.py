@@ -122,6 +122,24 @@ def test_live_rows_are_of_the_real_batch_size_and_context(results: Results) -> N
     assert results.findings.live_boundaries, "the last real step stays the last"
 
 
+def test_an_update_without_rows_counts_and_leaves_the_rows(results: Results) -> None:
+    results.update(0.0, STEP)
+    before, version = results.findings, results.model_version
+    results.add(pair(Shape(8, 1024, 4)), 1.0)
+    results.update(1.0, EngineStep(3, 4090, 1, decode=True), rows=False)
+    found = results.findings
+    assert (found.pairs, before.pairs) == (1, 0)
+    assert results.surface.version > version, "what is probed next is chosen by what is known"
+    assert found.curves is before.curves and found.live_curves is before.live_curves
+    assert found.live == before.live, "the live rows are of this step"
+    assert results.model_version == version, "no one is sent the old curves as new ones"
+    results.update(1.0, EngineStep(3, 4090, 1, decode=True))
+    assert results.model_version > version
+    rows = {(r.module, r.batch_size, r.context, r.positions): r for r in results.findings.curves}
+    assert rows["model", 8, 1024, 4].samples == 1
+    assert {row.batch_size for row in results.findings.live_boundaries} == {3}
+
+
 def test_nothing_new_is_asked_again_for_nothing(
     results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,7 +226,7 @@ class Session:
 
     def __init__(self) -> None:
         self.told: list[Any] = []
-        self.publisher = SimpleNamespace(_publish=lambda: self.told.append("published"))
+        self.publisher = SimpleNamespace(_work=lambda *_, **__: self.told.append("published"))
         self._started = SimpleNamespace(
             lead=SimpleNamespace(publisher=self.publisher, watcher=None)
         )
@@ -266,12 +266,12 @@ def test_hooks_come_and_go_and_tell_what_they_took(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(runner_hooks, "view_of", lambda _: view)
     hooks = Hooks(None, None, runner, None)
     runner.execute_model("off")
-    session.publisher._publish()
+    session.publisher._work(0.0, publish=True)
     assert session.told == ["attached"], "hooks are off"
     for _ in range(2):
         hooks.switch(True)
         assert (runner.execute_model("on"), runner.sample_tokens()) == ("ran on", "sampled")
-        session.publisher._publish()
+        session.publisher._work(0.0, publish=True)
         hooks.switch(False)
     runner.execute_model("off")
     assert session.told[1:] == 2 * [("before", "on"), "after", "published"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.faults import maybe_fail
@@ -35,7 +35,7 @@ LIVE = (Module.MODEL,)
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What the surface says after one update; replaced whole, never changed."""
+    """What the surface says; replaced whole, never changed. All rows are of one update."""
 
     boundaries: tuple[Boundary, ...] = ()
     """Of each module in each reported cell, at each epsilon."""
@@ -60,7 +60,7 @@ class Results:
     """The cost surface of one engine, and the rows that it gives.
 
     One thread at a time adds and updates. Any thread may read the findings and the times of
-    layers; the findings are those of the last update, and all of the same one.
+    layers; the rows among the findings are those of the last update that made rows.
 
     Args:
         config: the probe's settings.
@@ -79,8 +79,7 @@ class Results:
         self._taken: Counter[Shape] = Counter()
         self._shown: tuple[int, CellKey | None] = (-1, None)
         """Version of the surface and live cell that the findings are of."""
-        self._guessed = guessed
-        self._findings = Findings()
+        self._findings = Findings(guessed=guessed)
 
     def add(self, result: PairResult, now: float) -> None:
         """Take in a pair.
@@ -104,34 +103,40 @@ class Results:
             if of.shape.positions <= self.table.grid[-1] and seconds is not None:
                 self.surface.add_step(of.shape, seconds, now)
 
-    def update(self, now: float, last_step: EngineStep | None = None) -> None:
+    def update(self, now: float, last_step: EngineStep | None = None, rows: bool = True) -> None:
         """Ask the surface again, where something has changed; gives way.
 
         Args:
             last_step: the latest real one.
+            rows: make the rows again as well, where they have changed. That takes longest: some
+                tens of milliseconds for the table of a large server.
         """
         maybe_fail("estimate")
         self.surface.update(now)
+        if rows:
+            self._renew_rows(last_step)
+        self._findings = replace(
+            self._findings, pairs=self._taken.total(), jumps=self.surface.jumps
+        )
+
+    def _renew_rows(self, last_step: EngineStep | None) -> None:
         live = None if last_step is None else self._live_cell(last_step)
         version, found = self.surface.version, self._findings
         boundaries, curves = found.boundaries, found.curves
         live_boundaries, live_curves = found.live_boundaries, found.live_curves
-        step = found.live if last_step is None else _live_step(last_step)
         if version != self._shown[0]:
             boundaries, curves = self._rows(self.table.cells)
         if live is not None and (version, live) != self._shown:
             live_boundaries, live_curves = self._live_rows(live)
         self._shown = version, live
-        self._findings = Findings(
-            boundaries,
-            curves,
-            live_boundaries,
-            live_curves,
-            step,
-            self._layers.histograms(),
-            self._taken.total(),
-            self.surface.jumps,
-            self._guessed,
+        self._findings = replace(
+            found,
+            boundaries=boundaries,
+            curves=curves,
+            live_boundaries=live_boundaries,
+            live_curves=live_curves,
+            live=found.live if last_step is None else _live_step(last_step),
+            layers=self._layers.histograms(),
         )
 
     @staticmethod
@@ -201,8 +206,8 @@ class Results:
 
     @property
     def model_version(self) -> int:
-        """Rises when the whole step's curves have changed."""
-        return self.surface.version
+        """Rises when the rows of the whole step's curves have changed."""
+        return max(0, self._shown[0])
 
     def model_curves(self) -> Iterator[CurvePoint]:
         """The points of the whole step alone."""

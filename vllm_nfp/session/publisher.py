@@ -23,6 +23,7 @@ from vllm_nfp.session.delivery import Delivery
 from vllm_nfp.session.latest_agenda import LatestAgenda
 from vllm_nfp.session.new_pairs import NewPairs
 from vllm_nfp.session.output import Output
+from vllm_nfp.session.pace import Pace
 from vllm_nfp.session.snapshot_maker import SnapshotMaker
 from vllm_nfp.timing import StepTimes
 from vllm_nfp.types import PairResult
@@ -31,6 +32,11 @@ logger = logging.getLogger("vllm.nfp")
 
 AGENDA_SECONDS = 0.25
 """Least time between two agendas, where pairs are quick."""
+CORE_SHARE = 0.01
+"""Of one core, that the background thread should take on average. What it takes beside making rows
+comes on top where that alone is more, as in idle time."""
+OLDEST_ROWS_SECONDS = 10.0
+"""Rows are made again after this time, whatever that costs."""
 LAST_UPDATE_SECONDS = 0.5
 """Longest wait for an update that is under way when the probe ends: half of
 :data:`vllm_nfp.session.output.LONGEST_WRITE_SECONDS`, which the end waits for in all."""
@@ -79,6 +85,8 @@ class Publisher:
         )
         self._delivery = Delivery(output, results, sender)
         self._processing = threading.Lock()
+        self._pace = Pace(CORE_SHARE, OLDEST_ROWS_SECONDS)
+        """Of making rows, in the background thread."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nfp-publisher", daemon=True)
         self._fault: str | None = None
@@ -130,13 +138,16 @@ class Publisher:
         """Let the thread end; does not wait for it."""
         self._stop.set()
 
-    def process(self) -> None:
+    def process(self, rows: bool = True) -> None:
         """Take in what is new, ask the surface, and choose what to probe; one thread at a time.
 
         The serving thread calls it during the start alone, before the background thread begins.
+
+        Args:
+            rows: make the rows that are published again, which takes longest.
         """
         with self._processing:
-            self._process()
+            self._process(rows)
 
     def report_progress(self) -> None:
         """Choose the next agenda in the middle of a scan, and publish now and then.
@@ -173,15 +184,25 @@ class Publisher:
         try:
             due = time.monotonic() + self._publish_seconds
             while not self._stop.wait(min(AGENDA_SECONDS, self._publish_seconds)):
-                if time.monotonic() >= due:
-                    self._publish()
+                now = time.monotonic()
+                if now >= due:
+                    self._work(now, publish=True)
                     due = time.monotonic() + self._publish_seconds
                 elif self._snapshots.counters.wants_agenda:
-                    self.process()
+                    self._work(now, publish=False)
         except Exception as error:
             self._fault = f"publishing failed: {error!r}"
 
-    def _process(self) -> None:
+    def _work(self, now: float, publish: bool) -> None:
+        """Publish, or choose what to probe alone; charged to the share of a core."""
+        begun = time.thread_time()
+        if publish:
+            self._publish(rows=self._pace.begin(now))
+        else:
+            self.process(rows=False)
+        self._pace.spent(time.thread_time() - begun, now)
+
+    def _process(self, rows: bool = True) -> None:
         """Update, under the lock."""
         counters, now = self._snapshots.counters, time.monotonic()
         self._pairs.take_in(now)
@@ -190,11 +211,11 @@ class Publisher:
             self._snapshots.predict(predictions)
         kinds = self._times.kinds()
         self._results.add_steps(kinds, now)
-        self._results.update(now, counters.last_step)
+        self._results.update(now, counters.last_step, rows)
         self._latest.renew(counters, kinds, now)
 
-    def _publish(self) -> None:
-        self.process()
+    def _publish(self, rows: bool = True) -> None:
+        self.process(rows)
         maybe_fail("publish")
         self._delivery.send_curves()  # first: a write may hang
         costs = self._snapshots.costs
