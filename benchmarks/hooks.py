@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm_nfp.schedule.prober import Prober
+from vllm_nfp.types import State
 
 OFF = "off"
 THREADS, CONTROL_THREAD = "nfp-", "nfp-draft-control"
@@ -56,6 +57,7 @@ class Hooks:
         from vllm_nfp.adapter.patch import PatchSet
         from vllm_nfp.session import open_session
 
+        self._config = config
         self._runner = runner
         self._patches = PatchSet()
         self._on = False
@@ -84,6 +86,12 @@ class Hooks:
     def active(self) -> bool:
         """Whether the session takes part at all."""
         return self.session.active
+
+    @property
+    def as_asked(self) -> bool:
+        """Whether it takes part, and probes where it should; the first rank alone knows."""
+        probes = self._config.passive or self.account().get("state") != State.PASSIVE
+        return self.active and probes
 
     def _timed(self, name: str, call: Callable[..., None], *arguments: Any) -> None:
         begun = time.perf_counter()
@@ -148,11 +156,13 @@ class Hooks:
 
 
 def require_active(answers: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to measure a probe that did not attach.
+    """Refuse to measure a probe that did not attach, or that is passive and should probe.
 
     Raises:
         RuntimeError: naming the variant.
     """
     for variant, found in answers[0].items():
         if variant != "before" and not found["active"]:
-            raise RuntimeError(f"the session of {variant!r} did not attach; see the server's log")
+            raise RuntimeError(
+                f"the session of {variant!r} did not attach as asked; see the server's log"
+            )

@@ -74,6 +74,12 @@ class Traffic:
             left -= INSPECTED * step
 
 
+def prior_of_server() -> Prior:
+    """Of Qwen3-8B on an H200."""
+    shape, target = shape_from_config(SHAPES["qwen3-8b"]), target_of("H200")
+    return predicted_prior(shape, target, Serving(), MOST_POSITIONS)
+
+
 def publisher_of(folder: Path, prior: Prior, times: StepTimes) -> Publisher:
     """As a session opens it."""
     config = ProbeConfig(run_dir=str(folder)).for_server(MOST_SEQUENCES, MOST_CONTEXT)
@@ -93,9 +99,7 @@ def publisher_of(folder: Path, prior: Prior, times: StepTimes) -> Publisher:
 @click.option("--seconds", default=120.0, show_default=True, help="Of traffic, each.")
 def main(streams: str, seconds: float) -> None:
     """Print what the background thread takes; see the module's text."""
-    prior = predicted_prior(
-        shape_from_config(SHAPES["qwen3-8b"]), target_of("H200"), Serving(), MOST_POSITIONS
-    )
+    prior = prior_of_server()
     for mean in map(float, streams.split(",")):
         with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
             print(measured(Path(folder), prior, mean, seconds), flush=True)

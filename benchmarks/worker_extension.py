@@ -13,9 +13,11 @@ import os
 import time
 from typing import Any
 
+import torch
+
 from benchmarks.hooks import OFF, Hooks, background_seconds
 from benchmarks.resident import MIB, Growth, StageGrowth, kinds, resident
-from vllm_nfp.adapter import idle
+from vllm_nfp.adapter import idle, presence
 from vllm_nfp.adapter.graph_place import CaptureWatch
 from vllm_nfp.adapter.patch import PatchSet
 
@@ -72,16 +74,18 @@ class SwitchedHooks:
         _WORKER.captures.close()
         _WORKER.before = begun = resident()
         for variant, given in json.loads(settings).items():
+            config = config_from_mapping(given)
+            _announce(config)
             before, started = resident(), time.monotonic()
             with _WORKER.stages:
                 _WORKER.hooks[variant] = Hooks(
-                    config_from_mapping(given),
+                    config,
                     self.vllm_config,
                     self.model_runner,
                     _WORKER.captures.place,
                 )
             _WORKER.attached[variant] = {
-                "active": _WORKER.hooks[variant].active,
+                "active": _WORKER.hooks[variant].as_asked,
                 "seconds": time.monotonic() - started,
                 **resident().since(before).summary(),
                 "after_trim_mib": _trimmed(before),
@@ -123,6 +127,13 @@ class SwitchedHooks:
                 "stages": _WORKER.stages.summary(),
             }
         )
+
+
+def _announce(config: Any) -> None:
+    """Tell the other ranks of this one's probe, as a server does before its warm-up."""
+    if torch.distributed.get_world_size() > 1:
+        presence.announce(config)
+        torch.distributed.barrier()  # no rank finds the note of the variant before
 
 
 def _trimmed(before: Growth) -> dict[str, float] | None:

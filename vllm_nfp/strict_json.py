@@ -207,11 +207,17 @@ def _encode_field(value: Any) -> str:
         return known
     pieces = []
     for first in range(0, len(value), at_a_time):
-        pieces.append(_dumps(value[first : first + at_a_time])[1:-1])
+        pieces.append(_rows_text(value[first : first + at_a_time])[1:-1])
         give_way()
     text = "[" + ", ".join(pieces) + "]"
     _latest.append((value, text))
     return text
+
+
+def _rows_text(rows: tuple[Any, ...]) -> str:
+    """The rows as JSON, by msgspec where it can have lost nothing: it writes null for NaN."""
+    text = msgspec.json.encode(rows)
+    return _dumps(rows) if b"null" in text else text.decode()
 
 
 def _rows_at_a_time(value: Any) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from sessions import made_results
+from sessions import made_results, wait_for
 
 from vllm_nfp import give_way as module
 from vllm_nfp.config import ProbeConfig
@@ -78,6 +79,57 @@ def pair(batch_size: int, context: int, positions: int, layers: int = 2) -> Pair
 def test_pieces_are_the_same_items(pauses: Pauses) -> None:
     assert pauses(lambda: list(in_pieces(range(10), 3))) == (list(range(10)), 3)
     assert pauses(lambda: list(in_pieces([], 3))) == ([], 0)
+
+
+class Working:
+    """A background thread that works in pieces, and counts them."""
+
+    def __init__(self, patience: float) -> None:
+        self.pieces = 0
+        self._end = False
+        self._thread = threading.Thread(target=self._run, args=(patience,))
+
+    def __enter__(self) -> Working:
+        self._thread.start()
+        wait_for(lambda: self.pieces > 3)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end = True
+        module.serving.end()
+        self._thread.join(10.0)
+        assert not self._thread.is_alive()
+
+    def _run(self, patience: float) -> None:
+        module.be_patient(patience)
+        while not self._end:
+            time.sleep(2 * module.LEAST_SECONDS)
+            module.give_way()
+            self.pieces += 1
+
+
+def test_the_background_waits_until_a_host_bound_step_is_launched() -> None:
+    with Working(patience=60.0) as working:
+        module.serving.begin()
+        wait_for(lambda: settled(working))
+        before = working.pieces
+        time.sleep(0.1)
+        assert working.pieces == before
+        module.serving.end()
+        wait_for(lambda: working.pieces > before + 3)
+
+
+def settled(working: Working) -> bool:
+    before = working.pieces
+    time.sleep(0.02)
+    return working.pieces == before
+
+
+def test_patience_ends_and_the_work_goes_on() -> None:
+    with Working(patience=0.05) as working:
+        module.serving.begin()
+        before = working.pieces
+        wait_for(lambda: working.pieces > before + 10)
 
 
 def test_times_of_layers_come_in_order_and_in_pieces(pauses: Pauses) -> None:

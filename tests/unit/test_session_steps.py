@@ -22,6 +22,7 @@ pytest.importorskip("vllm")
 import torch
 from sessions import serving, session_of, wait_for
 
+from vllm_nfp import give_way
 from vllm_nfp.adapter.lost_device import device_is_lost
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.live.reporter import Reporter
@@ -97,6 +98,21 @@ def test_few_steps_are_looked_at_and_timed_and_stand_for_all(
     assert prober.unlooked == 4000 - len(prober.looked)
     assert 4000 - 16 <= sum(prober.looked) <= 4000
     assert prober.timer._pending == min(len(prober.looked), 256), "only those are timed"
+
+
+def test_the_background_is_told_of_steps_that_read_prompts(session: Session) -> None:
+    prompt, begins, decode = output(2, 34), output(2, 2), output(2, 2)
+    begins.scheduled_new_reqs = [SimpleNamespace()]
+    told = []
+    for step in (prompt, decode, begins, decode):
+        session.before_step(step)
+        told.append(give_way.serving.host_bound)
+        session.after_step()
+        assert not give_way.serving.host_bound
+    assert told == [True, False, True, False]
+    session.before_step(prompt)
+    session.disable("a test")
+    assert not give_way.serving.host_bound, "no step ends any more"
 
 
 @pytest.mark.parametrize("pressed", [output(4, 2048), output(4, 4, ("a",))])

@@ -149,7 +149,7 @@ def test_a_variant_without_rounds_has_no_line() -> None:
 
 def test_a_probe_that_did_not_attach_is_not_measured() -> None:
     require_active([{"before": {}, "active": {"active": True}}])
-    with pytest.raises(RuntimeError, match="'active' did not attach"):
+    with pytest.raises(RuntimeError, match="'active' did not attach as asked"):
         require_active([{"before": {}, "active": {"active": False}}])
 
 

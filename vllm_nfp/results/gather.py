@@ -158,15 +158,13 @@ class Results:
     ) -> tuple[tuple[Boundary, ...], tuple[CurvePoint, ...]]:
         if not cells:
             return (), ()
-        found = self.surface.answers(tuple(cells), self.table.grid)
+        found = self.surface.answers(tuple(cells), self.table.grid, modules)
         give_way()
         known: dict[tuple[int, tuple[int, ...]], Answered] = {}
         lines: list[Boundary] = []
         points: list[CurvePoint] = []
         for key, answer in found.items():
             cell = Cell(*key)
-            if cell.module not in modules:
-                continue
             positions = cells[cell.batch_size, cell.context]
             one = self._answered(known, answer, positions)
             lines += one.lines(cell)

@@ -29,6 +29,8 @@ class Looks:
         self._periods = periods
         self.stands_for = 0
         """Steps that the latest one stands for, its own among them; 0 if it is not looked at."""
+        self.reads_prompts = False
+        """Whether the latest step has tokens of a prompt: more than a decode may have."""
         self._latest: EngineStep | None = None
 
     def at(self, scheduler_output: Any) -> int:
@@ -43,11 +45,12 @@ class Looks:
             self.skip()
             return 0
         self.stands_for = 0
-        self._periods.step(
-            len(counts),
+        tokens, new = (
             scheduler_output.total_num_scheduled_tokens,
             scheduler_output.scheduled_new_reqs,
         )
+        self.reads_prompts = bool(new) or tokens > self._view.decode_positions * len(counts)
+        self._periods.step(len(counts), tokens, new)
         if requests_wait(scheduler_output, self._limits):
             self.stands_for = 1
         elif self._sampler.look():
@@ -57,6 +60,7 @@ class Looks:
     def skip(self) -> None:
         """No step runs now, but maybe a dummy batch."""
         self.stands_for = 0
+        self.reads_prompts = False
         self._periods.interrupt()
 
     def step(self, scheduler_output: Any) -> EngineStep | None:

@@ -13,6 +13,7 @@ import time
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.curve_exchange import CurveSender
 from vllm_nfp.faults import maybe_fail
+from vllm_nfp.give_way import be_patient
 from vllm_nfp.results.gather import Results
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.agenda import Agenda
@@ -32,7 +33,10 @@ logger = logging.getLogger("vllm.nfp")
 
 AGENDA_SECONDS = 0.25
 """Least time between two agendas, where pairs are quick."""
-CORE_SHARE = 0.01
+PATIENCE_SECONDS = 1.0
+"""For which a publication waits for steps that read prompts: a server that reads prompts all the
+time would let it wait for ever."""
+CORE_SHARE = 0.005
 """Of one core, that the background thread should take on average. What it takes beside making rows
 comes on top where that alone is more, as in idle time."""
 OLDEST_ROWS_SECONDS = 10.0
@@ -195,6 +199,7 @@ class Publisher:
 
     def _work(self, now: float, publish: bool) -> None:
         """Publish, or choose what to probe alone; charged to the share of a core."""
+        be_patient(PATIENCE_SECONDS)
         begun = time.thread_time()
         if publish:
             self._publish(rows=self._pace.begin(now))

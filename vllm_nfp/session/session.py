@@ -11,6 +11,7 @@ from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.adapter.lost_device import device_is_lost
 from vllm_nfp.adapter.patch import PatchSet
 from vllm_nfp.adapter.verification import AdaptiveVerification
+from vllm_nfp.give_way import serving
 from vllm_nfp.session.agreement import keep_prompts, note_blocks
 from vllm_nfp.session.end import end
 from vllm_nfp.session.output import Output
@@ -116,6 +117,8 @@ class Session:
         self._try(started, "probe", started.agreement.before_step, started, scheduler_output)
         self._listen(scheduler_output)  # only now: a pair is no real step
         self._mark(begin=True)
+        if started.looks.reads_prompts:
+            serving.begin()
 
     def _fill(self, scheduler_output: Any) -> None:
         """Before a step that fills the KV cache for a scan that waits; all ranks see it alike."""
@@ -157,6 +160,7 @@ class Session:
 
     def after_step(self) -> None:
         """The real step has been launched."""
+        serving.end()
         self._mark(begin=False)
         started = self._started
         if started is not None and started.lead is not None and started.lead.experts is not None:
@@ -214,5 +218,6 @@ class Session:
         log("vllm-nfp: the probe is disabled: %s; %s", reason, after)
         started = self._started if self._waiting is None else self._waiting.started
         self._started = self._waiting = None
+        serving.end()
         identity = replace(self._identity, startup_seconds=self._worker.cost.seconds)
         end(started, identity, reason, self._output, self._unhook)

@@ -20,12 +20,15 @@ from vllm_nfp.surface.prior import Prior
 from vllm_nfp.surface.seconds import Seconds, SecondsAtOne
 from vllm_nfp.types import Module, PairResult, Shape
 
-QUESTIONS_KEPT = 4
-"""Sets of cells and positions of which the prior's part is kept."""
+QUESTIONS_KEPT = 12
+"""Sets of cells and positions of which the prior's part is kept, the latest: the table, and some
+live contexts, which come again."""
 OLD_SECONDS = 300.0
 """An update is taken after so long although nothing was added: what is known has aged."""
 CellKey: TypeAlias = "tuple[Module, int, int]"
 Cells: TypeAlias = "tuple[tuple[int, int], ...]"
+_Asked: TypeAlias = "tuple[Cells, tuple[int, ...], tuple[Module, ...]]"
+"""Cells, positions and modules of a question."""
 
 
 class CostSurface:
@@ -55,8 +58,8 @@ class CostSurface:
         self._modules = prior(1, 1).modules
         self._pool = Pool(pairs_kept, shapes_kept, Module.MOE_FFN in self._modules)
         self._left_out: set[Module] = set()
-        self._questions: dict[tuple[Cells, tuple[int, ...]], Questions] = {}
-        self._answered: dict[tuple[Cells, tuple[int, ...]], Mapping[CellKey, CellAnswer]] = {}
+        self._questions: dict[_Asked, Questions] = {}
+        self._answered: dict[_Asked, Mapping[CellKey, CellAnswer]] = {}
         self._told: dict[CellKey, Seconds | None] = {}
         self._at_one: dict[Module, SecondsAtOne] = {}
         self._asked: Cells = ()
@@ -144,22 +147,29 @@ class CostSurface:
         give_way()
 
     def answers(
-        self, cells: Sequence[tuple[int, int]], positions: Sequence[int]
+        self,
+        cells: Sequence[tuple[int, int]],
+        positions: Sequence[int],
+        modules: Sequence[Module] = tuple(Module),
     ) -> Mapping[CellKey, CellAnswer]:
-        """What the last update says of every module of the prior in every cell.
+        """What the last update says of modules of the prior in every cell.
 
         Args:
             cells: (batch size, context).
             positions: N, ascending from 1, up to the prior's last.
+            modules: those among them are answered that the prior has.
         """
         self._asked = tuple(dict.fromkeys(cells))
-        return self._answer(self._asked, tuple(positions))
+        known = tuple(module for module in self._modules if module in modules)
+        return self._answer(self._asked, tuple(positions), known)
 
-    def _answer(self, cells: Cells, positions: tuple[int, ...]) -> Mapping[CellKey, CellAnswer]:
-        key = cells, positions
+    def _answer(
+        self, cells: Cells, positions: tuple[int, ...], modules: tuple[Module, ...]
+    ) -> Mapping[CellKey, CellAnswer]:
+        key = cells, positions, modules
         if key in self._answered:
             return self._answered[key]
-        wanted = [(module, *cell) for module in self._modules for cell in cells]
+        wanted = [(module, *cell) for module in modules for cell in cells]
         asked = self._questions.pop(key, None)
         if asked is None:
             asked = questions(self._posterior.book.prior, self._hyper, wanted, positions)
@@ -177,11 +187,13 @@ class CostSurface:
     ) -> Mapping[CellKey, CellAnswer]:
         """Answers of some cells: those of the last table, and of cells that it lacks."""
         found: dict[CellKey, CellAnswer] = {}
-        for (_, of), kept in self._answered.items():
-            if of == positions:
+        for (_, of, modules), kept in self._answered.items():
+            if of == positions and modules == self._modules:
                 found.update(kept)
         lacking = [cell for cell in dict.fromkeys(cells) if (Module.MODEL, *cell) not in found]
-        return {**found, **self._answer(tuple(lacking), positions)} if lacking else found
+        if not lacking:
+            return found
+        return {**found, **self._answer(tuple(lacking), positions, self._modules)}
 
     def seconds_at_one(self, module: Module, batch_size: int, context: int) -> Seconds | None:
         """t(1) as the probe times it: the whole step, or the mean over one layer's module.

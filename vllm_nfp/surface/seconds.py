@@ -23,6 +23,8 @@ Cells: TypeAlias = "tuple[tuple[int, int], ...]"
 LEVEL = 0.25
 """Standard deviation of log t(1) at all shapes alike, of a prior in seconds: this GPU's clocks and
 the host."""
+CELLS_KEPT = 12
+"""Sets of cells of which the prior's part is kept, the latest."""
 UNKNOWN_LEVEL = 5.0
 """The same of a prior that is not in seconds."""
 
@@ -45,7 +47,7 @@ class SecondsAtOne:
         self._level = UNKNOWN_LEVEL if layers is None else LEVEL
         self._scale = float(np.log((layers or {}).get(module, 1)))
         self._anything = layers is not None
-        self._asked: tuple[Cells, _Asked] | None = None
+        self._asked: dict[Cells, _Asked] = {}
 
     def seconds(self, baselines: Sequence[Baseline], cells: Cells) -> list[Seconds | None]:
         """In each cell (batch size, context); None where nothing is known in seconds."""
@@ -69,7 +71,7 @@ class SecondsAtOne:
         inverse = np.linalg.inv(full)
         give_way()
         asked = self._ask(cells)
-        cross = self._book.towards(slots, "cells", asked.rows) + self._level**2
+        cross = self._book.towards(slots, cells, asked.rows) + self._level**2
         weights = inverse @ cross
         mean = asked.expected - self._scale + measured @ weights
         spread = np.maximum(asked.own + self._level**2 - (cross * weights).sum(axis=0), 0.0)
@@ -78,14 +80,18 @@ class SecondsAtOne:
         return [tuple(ends) for ends in np.exp([mean, mean - reach, mean + reach]).T.tolist()]
 
     def _ask(self, cells: Cells) -> _Asked:
-        if self._asked is None or self._asked[0] != cells:
+        asked = self._asked.pop(cells, None)
+        if asked is None:
             book = self._book
             shapes = [Shape(*cell, 1) for cell in cells]
             rows, expected = rows_at(book.prior, [self._module] * len(cells), shapes, False)
-            own = variances(rows, book.hyper, book.factors)
-            self._asked = cells, _Asked(placed(rows), expected, own)
-            book.forget("cells")
-        return self._asked[1]
+            asked = _Asked(placed(rows), expected, variances(rows, book.hyper, book.factors))
+        self._asked[cells] = asked  # the latest is the last
+        if len(self._asked) > CELLS_KEPT:
+            oldest = next(iter(self._asked))
+            del self._asked[oldest]
+            self._book.forget(oldest)
+        return asked
 
 
 @dataclass(frozen=True, slots=True)
