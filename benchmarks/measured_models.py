@@ -60,12 +60,12 @@ RECORDS = (
     ),
     Measured(
         "DeepSeek-V2-Lite",
-        "2026-11-28-h200-at-defaults-e6aeccf/latent-attention/truth.json.gz",
-        "34.5 s of pairs, e6aeccf",
+        "2026-11-29-h200x2-overhead/latent-attention/truth.json.gz",
+        "every point timed, 934ada2",
     ),
     Measured(
-        "gpt-oss-20b in MXFP4", "2026-11-29-h200-tensors/gpt-oss/truth.json.gz",
-        "every point timed, 0a2f18b",
+        "gpt-oss-20b in MXFP4", "2026-11-29-h200x2-overhead/gpt-oss/truth.json.gz",
+        "every point timed, 934ada2",
     ),
 )  # fmt: skip
 

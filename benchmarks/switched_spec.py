@@ -21,7 +21,7 @@ CONTROL = "control"
 PROBES: Mapping[str, Mapping[str, object]] = {
     "passive": {"passive": True},
     "active": {},
-    "raised": {"overhead_budget": 0.4, "step_share": 0.2},
+    "raised": {"overhead_budget": 0.5, "step_share": 0.5},
     CONTROL: {"draft_control": True},
 }
 """Settings of the probe, beyond the defaults, by variant. Of the steps of a loaded server a half

@@ -48,7 +48,7 @@ class Server:
         return Run((COMMAND + self.shape + " --within {within}",), self.within)
 
 
-E6AECCF = "2026-11-28-h200-at-defaults-e6aeccf/"
+SIDE_BY_SIDE = "2026-11-29-h200x2-overhead/"
 SERVERS = (
     Server(
         "dense-h100", "Qwen3-8B", "2026-11-28-h100-at-defaults/dense", "f773c4a",
@@ -82,17 +82,16 @@ SERVERS = (
         "deepseek-v2-lite", 548, "| DeepSeek-V2-Lite, latent attention | H100, 0.33 | none ",
     ),
     Server(
-        "latent-attention-h200", "DeepSeek-V2-Lite", E6AECCF + "latent-attention", "e6aeccf",
-        "H200, vLLM 0.33.0", "deepseek-v2-lite", 900,
-        "| DeepSeek-V2-Lite, latent attention | H200, 0.33, e6aeccf | {pairs} ",
-        "| DeepSeek-V2-Lite | H200, 0.33, e6aeccf ",
+        "latent-attention-h200", "DeepSeek-V2-Lite", SIDE_BY_SIDE + "latent-attention",
+        "934ada2", "H200, vLLM 0.33.0", "deepseek-v2-lite", 567,
+        "| DeepSeek-V2-Lite, latent attention | H200, 0.33, 934ada2 | {pairs} ",
+        "| DeepSeek-V2-Lite | H200, 0.33, 934ada2 ", date="2026-11-29",
     ),
     Server(
-        "gpt-oss-h200", "gpt-oss-20b (MXFP4), another process on its GPU for a half of the time",
-        "2026-11-29-h200-tensors/gpt-oss", "0a2f18b", "H200, vLLM 0.32.0",
-        "gpt-oss-20b --truth-seconds 240", 582,
-        "| gpt-oss-20b, MXFP4 | H200, 0.32, 0a2f18b | {pairs} ",
-        "| gpt-oss-20b | H200, 0.32, 0a2f18b ", date="2026-11-29",
+        "gpt-oss-h200", "gpt-oss-20b (MXFP4)", SIDE_BY_SIDE + "gpt-oss", "934ada2",
+        "H200, vLLM 0.32.0", "gpt-oss-20b --truth-seconds 240", 566,
+        "| gpt-oss-20b, MXFP4 | H200, 0.32, 934ada2 | {pairs} ",
+        "| gpt-oss-20b | H200, 0.32, 934ada2 ", date="2026-11-29",
     ),
 )  # fmt: skip
 

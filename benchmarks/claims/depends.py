@@ -41,6 +41,7 @@ HOOKING = (
     "vllm_nfp/session/latest_agenda.py",
     "vllm_nfp/session/looks.py",
     "vllm_nfp/session/new_pairs.py",
+    "vllm_nfp/session/pace.py",
     "vllm_nfp/session/publisher.py",
     "vllm_nfp/session/session.py",
     "vllm_nfp/session/snapshot_maker.py",

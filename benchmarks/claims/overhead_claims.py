@@ -13,16 +13,69 @@ SWITCHED = "python -m benchmarks.switched --out {out} --within {within} --shape 
 DENSE, EXPERTS = Run((SWITCHED + "qwen3-8b",), 2400), Run((SWITCHED + "qwen3-30b-a3b",), 2400)
 TWO_GPUS = Run(
     (
-        SWITCHED + "llama-3.1-70b --layers 24 --variants off,raised "
-        '--flags "--tensor-parallel-size 2"',
+        SWITCHED + 'llama-3.1-70b --layers 24 --flags "--tensor-parallel-size 2"',
     ),
     2400,
 )  # fmt: skip
 CONTROL = Run((SWITCHED + "qwen3-8b --draft eagle3 --variants off,active,control",), 2400)
 RATIO = "{itl_p50_%s} [{itl_p50_%s_lower}, {itl_p50_%s_upper}]"
+SIDE_BY_SIDE = "benchmarks/results/2026-11-29-h200x2-overhead/"
+LOADS = (10, 50, 90, 100)
 
 
 def claims() -> Iterator[Claim]:
+    """Servers with all layers, and those of 2026-11-25, which kept less."""
+    for name, model, shape, run in (
+        ("dense", "Qwen3-8B, all layers", "qwen3-8b", DENSE),
+        ("experts", "Qwen3-30B-A3B, all layers", "qwen3-30b-a3b", EXPERTS),
+    ):
+        yield Claim(
+            f"overhead-{name}",
+            f"{model}, over the same server with hooks off, at 10, 50 and 90 % load: inter-token "
+            f"latency p50 {_at_loads('itl_p50')}, p99 {_at_loads('itl_p99')}, time to first token "
+            f"p50 {_at_loads('ttft_p50')}, p99 {_at_loads('ttft_p99')}; tokens/s of a saturated "
+            "server {tokens_100}. Hooks took {hooks_10}, {hooks_50}, {hooks_90} of the time, the "
+            "background {threads_10}, {threads_50}, {threads_90} of a core",
+            "bootstrap over rounds, in docs/overhead.md; at 10 % load it tells {itl_p50_10_tells} "
+            "of p50 and {itl_p99_10_tells} of p99",
+            "{rounds_10} to {rounds_90} rounds; {n_10}, {n_50}, {n_90} intervals; {first_10}, "
+            "{first_50}, {first_90} first tokens; {delayed_10_raised}, {delayed_50_raised}, "
+            "{delayed_90_raised} delayed steps where more were allowed",
+            recompute_costs.switched,
+            f"{SIDE_BY_SIDE}{name}/switched-{shape}.json",
+            run,
+            "934ada2",
+            "2026-11-29",
+            "H200, vLLM 0.33.0",
+            HOOKING,
+            tuple(_quotes("dense" if name == "dense" else "MoE")),
+        )
+    yield from _kept_less()
+
+
+def _at_loads(figure: str) -> str:
+    return ", ".join(f"{{{figure}_{load}}}" for load in LOADS[:3])
+
+
+def _quotes(row: str) -> Iterator[Quote]:
+    """Its rows of both tables in docs/overhead.md."""
+    for load in LOADS:
+        cells = [f"{{off_p50_{load}}}"]
+        cells += [_interval(f"{name}_{load}") for name in ("itl_p50", "itl_p99")]
+        cells += [_interval(f"{name}_{load}") for name in ("ttft_p50", "ttft_p99")]
+        cells += [f"{{n_{load}}}, {{first_{load}}}"]
+        yield Quote("docs/overhead.md", f"| {row} | {load} % | {' | '.join(cells)} |")
+        delayed = f"{{delayed_{load}_raised}}, {{delayed_share_{load}_raised}}"
+        delay = f"{{delay_{load}_raised}} {{delay_interval_{load}_raised}}"
+        spent = f"{{hooks_{load}}} | {{threads_{load}}}"
+        yield Quote("docs/overhead.md", f"| {row} | {load} % | {delayed} | {delay} | {spent} |")
+
+
+def _interval(name: str) -> str:
+    return f"{{{name}}} [{{{name}_lower}}, {{{name}_upper}}]"
+
+
+def _kept_less() -> Iterator[Claim]:
     """The runs of 2026-11-25, from before times to first token and delayed steps were kept."""
     for name, model, path, run, row, loads in (
         ("dense", "Dense, 24 layers", "dense/switched-qwen3-8b", DENSE, "dense", (10, 50)),
@@ -53,21 +106,16 @@ def claims() -> Iterator[Claim]:
 
 PLANNED = (
     Planned(
-        "overhead-dense",
-        "time to first token and inter-token latency, p50 and p99, at 10, 50 and 90 % load, "
-        "tokens/s, what a delayed step costs, time in the hooks and in the probe's threads; "
-        "36 layers",
-        DENSE,
-        "the runs of 2026-11-25 kept neither first tokens nor delayed steps",
+        "overhead-tp2",
+        "what overhead-dense shows, on two GPUs",
+        TWO_GPUS,
+        "the run of 2026-11-29 was passive: the benchmark did not tell the ranks of each other",
     ),
-    Planned("overhead-experts", "the same for a model with experts, 48 layers", EXPERTS,
-            "as above"),
-    Planned("overhead-tp2", "the same on two GPUs", TWO_GPUS, "as above"),
     Planned(
         "overhead-control",
-        "the same with live draft control and an EAGLE-3 head, and the control's time in the "
-        "engine core",
+        "what overhead-dense shows, with live draft control and an EAGLE-3 head, and the control's "
+        "time in the engine core",
         CONTROL,
         "the benchmark could not switch the control until 2026-11-28",
     ),
-)  # fmt: skip
+)
