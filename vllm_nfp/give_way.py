@@ -27,6 +27,12 @@ LEAST_SECONDS = 1e-4
 core, and cools its caches."""
 
 
+PATIENCE_SECONDS = 5.0
+"""For which one piece of news waits for host-bound steps in all. A server that reads prompts all
+the time would let it wait for ever. Half of what makes measured costs stale
+(:data:`vllm_nfp.session.cost_source.MISSED_PUBLICATIONS` times ``publish_seconds``)."""
+
+
 class Serving:
     """What the serving thread of this process is at; it alone writes."""
 
@@ -69,7 +75,7 @@ class _Paused(threading.local):
 _paused = _Paused()
 
 
-def be_patient(seconds: float) -> None:
+def be_patient(seconds: float = PATIENCE_SECONDS) -> None:
     """Let this thread wait for host-bound steps for so long in all, from now on."""
     _paused.patience = seconds
 

@@ -33,9 +33,6 @@ logger = logging.getLogger("vllm.nfp")
 
 AGENDA_SECONDS = 0.25
 """Least time between two agendas, where pairs are quick."""
-PATIENCE_SECONDS = 1.0
-"""For which a publication waits for steps that read prompts: a server that reads prompts all the
-time would let it wait for ever."""
 CORE_SHARE = 0.005
 """Of one core, that the background thread should take on average. What it takes beside making rows
 comes on top where that alone is more, as in idle time."""
@@ -199,7 +196,7 @@ class Publisher:
 
     def _work(self, now: float, publish: bool) -> None:
         """Publish, or choose what to probe alone; charged to the share of a core."""
-        be_patient(PATIENCE_SECONDS)
+        be_patient()
         begun = time.thread_time()
         if publish:
             self._publish(rows=self._pace.begin(now))

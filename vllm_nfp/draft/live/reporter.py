@@ -10,6 +10,7 @@ from collections.abc import Callable
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.draft.curve_exchange import CurveReceiver
 from vllm_nfp.draft.curve_set import CurveSet
+from vllm_nfp.give_way import be_patient
 from vllm_nfp.results.control import ControlSnapshot, control_file
 from vllm_nfp.results.run_folder import RunFolder
 from vllm_nfp.strict_json import encode
@@ -79,6 +80,7 @@ class Reporter:
     def _run(self) -> None:
         while True:
             self._wake.get()
+            be_patient()
             ended = self._ended  # the last report was there before
             self._write()
             if ended:
