@@ -36,8 +36,8 @@ def claims() -> Iterator[Claim]:
             f"p50 {_at_loads('ttft_p50')}, p99 {_at_loads('ttft_p99')}; tokens/s of a saturated "
             "server {tokens_100}. Hooks took {hooks_10}, {hooks_50}, {hooks_90} of the time, the "
             "background {threads_10}, {threads_50}, {threads_90} of a core",
-            "bootstrap over rounds, in docs/overhead.md; at 10 % load it tells {itl_p50_10_tells} "
-            "of p50 and {itl_p99_10_tells} of p99",
+            "bootstrap over rounds, in docs/overhead.md; half its width at 10 % load: "
+            "{itl_p50_10_tells} for p50, {itl_p99_10_tells} for p99",
             "{rounds_10} to {rounds_90} rounds; {n_10}, {n_50}, {n_90} intervals; {first_10}, "
             "{first_50}, {first_90} first tokens; {delayed_10_raised}, {delayed_50_raised}, "
             "{delayed_90_raised} delayed steps where more were allowed",
