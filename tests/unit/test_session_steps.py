@@ -111,6 +111,9 @@ def test_the_background_is_told_of_steps_that_read_prompts(session: Session) -> 
         assert not give_way.serving.host_bound
     assert told == [True, False, True, False]
     session.before_step(prompt)
+    session.before_step(decode)
+    assert not give_way.serving.host_bound, "some ranks are told of no end of a step"
+    session.before_step(prompt)
     session.disable("a test")
     assert not give_way.serving.host_bound, "no step ends any more"
 

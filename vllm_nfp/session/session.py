@@ -119,6 +119,8 @@ class Session:
         self._mark(begin=True)
         if started.looks.reads_prompts:
             serving.begin()
+        else:
+            serving.end()  # a rank that samples nothing is not told of the end of a step
 
     def _fill(self, scheduler_output: Any) -> None:
         """Before a step that fills the KV cache for a scan that waits; all ranks see it alike."""
