@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -147,22 +149,34 @@ def print_scores(console: Console, scores: Sequence[Score]) -> None:
         "drafts within 2 %", "worst",
     ):  # fmt: skip
         table.add_column(column, justify="right")
-    groups: dict[str, Callable[[Score], bool]] = {
-        "all": lambda _: True,
-        "recorded steps": lambda s: not s.composed,
-        "composed, prior fitted on them": lambda s: s.composed and s.family in REFERENCE,
-        "composed, others": lambda s: s.composed and s.family not in REFERENCE,
-    }
+    for method, group, moment, found in all_shares(scores):
+        said = found["near"], found["below"], found["held"]
+        errors = f"{found['error']}, {found['error_p90']}"
+        steps = errors, found["covered"], found["good"], found["worst"]
+        table.add_row(method, group, f"{moment:.0f} s", found["pairs"], *said, *steps)
+    console.print(table)
+
+
+GROUPS: dict[str, Callable[[Score], bool]] = {
+    "all": lambda _: True,
+    "recorded steps": lambda s: not s.composed,
+    "composed, prior fitted on them": lambda s: s.composed and s.family in REFERENCE,
+    "composed, others": lambda s: s.composed and s.family not in REFERENCE,
+}
+"""Servers that are summed up together."""
+
+
+def all_shares(scores: Sequence[Score]) -> Iterator[tuple[str, str, float, dict[str, str]]]:
+    """(method, group of servers, moment, what :func:`shares` says of them), where there are any."""
     for method in dict.fromkeys(s.method for s in scores):
-        for group, belongs in groups.items():
+        for group, belongs in GROUPS.items():
             for moment in MOMENTS:
                 some = [
                     s for s in scores
                     if s.method == method and s.seconds == moment and belongs(s)
                 ]  # fmt: skip
                 if some:
-                    table.add_row(method, group, *_row(some, moment))
-    console.print(table)
+                    yield method, group, moment, shares(some)
 
 
 def print_modules(console: Console, scores: Sequence[Score]) -> None:
@@ -179,20 +193,33 @@ def print_modules(console: Console, scores: Sequence[Score]) -> None:
             console.print(f"{method}, {moment:.0f} s, intervals hold: {', '.join(shares)}")
 
 
-def _row(some: Sequence[Score], moment: float) -> list[str]:
-    def total(name: str) -> int:
-        return sum(getattr(s, name) for s in some)
+def shares(some: Sequence[Score]) -> dict[str, str]:
+    """How often servers were right, over all of them together, as it is printed."""
+
+    def share(part: str, whole: str) -> str:
+        return f"{_total(some, part) / max(1, _total(some, whole)):.1%}"
 
     errors = np.array([e for s in some for e in s.errors])
     middle, high = np.quantile(errors, (0.5, 0.9)) if len(errors) else (np.nan, np.nan)
-    return [
-        f"{moment:.0f} s",
-        f"{total('pairs') / len(some):.0f}",
-        f"{total('near') / max(1, total('boundaries')):.1%}",
-        f"{total('near_inside') / max(1, total('inside')):.1%}",
-        f"{total('boundary_covered') / max(1, total('answered')):.1%}",
-        f"{middle:.2%}, {high:.2%}",
-        f"{total('covered') / max(1, total('points')):.1%}",
-        f"{total('good_drafts') / max(1, total('drafts')):.1%}",
-        f"{min(s.worst_draft for s in some):.3f}",
-    ]
+    return {
+        "pairs": f"{_total(some, 'pairs') / len(some):.0f}",
+        "near": share("near", "boundaries"),
+        "below": share("near_inside", "inside"),
+        "held": share("boundary_covered", "answered"),
+        "error": f"{middle:.2%}",
+        "error_p90": f"{high:.2%}",
+        "covered": share("covered", "points"),
+        "good": share("good_drafts", "drafts"),
+        "worst": f"{min(s.worst_draft for s in some):.3f}",
+    }
+
+
+def _total(some: Sequence[Score], name: str) -> int:
+    found: int = sum(getattr(s, name) for s in some)
+    return found
+
+
+def read_scores(path: Path) -> list[Score]:
+    """What benchmarks.replay has written."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [Score(**{**row, "errors": tuple(row["errors"])}) for row in rows]

@@ -14,6 +14,7 @@ from benchmarks.claims.claim import Figures
 from benchmarks.claims.records import unpacked
 from benchmarks.draft_rates import STEADY, point_rows
 from benchmarks.draft_servers_score import LEFT_OUT, read_rows, stalls
+from benchmarks.replay_score import all_shares, read_scores
 from benchmarks.verification_table import (
     GOOD,
     MEASURED,
@@ -61,6 +62,31 @@ def _percent(part: int, whole: int) -> str:
     if whole == 0:
         return "none"
     return "100 %" if part == whole else f"{100.0 * part / whole:.1f} %"
+
+
+REPLAYED = {
+    "all": "",
+    "recorded steps": "recorded_",
+    "composed, prior fitted on them": "fitted_",
+    "composed, others": "others_",
+}
+"""How figures of a group of simulated servers begin."""
+
+
+def replay(record: Path) -> Figures:
+    """A run of benchmarks.replay: all scores of each group of servers at each moment.
+
+    Those of the surface carry no name of a method, and those of all servers none of a group.
+    """
+    with unpacked(record, "replay.json*") as folder:
+        scores = read_scores(folder / "replay.json")
+    named = {"servers": str(len({score.server for score in scores}))}
+    for method, group, moment, found in all_shares(scores):
+        begin = ("" if method == "surface" else f"{method}_") + REPLAYED[group]
+        for name, value in found.items():
+            named[f"{begin}{name}_{moment:.0f}"] = value.replace("%", " %")
+            named[f"{begin}{name}_{moment:.0f}_bare"] = value.removesuffix("%")
+    return named
 
 
 def draft_lengths(record: Path) -> Figures:

@@ -8,6 +8,7 @@ from benchmarks.claims import (
     overhead_claims,
     prediction_claims,
     probe_claims,
+    replay_claims,
     serving_claims,
 )
 
@@ -17,6 +18,7 @@ CLAIMS = (
     *draft_claims.claims(),
     *prediction_claims.claims(),
     *probe_claims.claims(),
+    *replay_claims.claims(),
     *serving_claims.claims(),
 )
 PLANNED = (
