@@ -29,8 +29,7 @@ core, and cools its caches."""
 
 PATIENCE_SECONDS = 5.0
 """For which one piece of news waits for host-bound steps in all. A server that reads prompts all
-the time would let it wait for ever. Half of what makes measured costs stale
-(:data:`vllm_nfp.session.cost_source.MISSED_PUBLICATIONS` times ``publish_seconds``)."""
+the time would let it wait for ever."""
 
 
 class Serving:

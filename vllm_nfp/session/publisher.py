@@ -33,6 +33,9 @@ logger = logging.getLogger("vllm.nfp")
 
 AGENDA_SECONDS = 0.25
 """Least time between two agendas, where pairs are quick."""
+PATIENT_PUBLICATIONS = 2.5
+"""Publications for whose time one waits for steps that read prompts: half of what makes measured
+costs stale (:data:`vllm_nfp.session.cost_source.MISSED_PUBLICATIONS`)."""
 CORE_SHARE = 0.005
 """Of one core, that the background thread should take on average. What it takes beside making rows
 comes on top where that alone is more, as in idle time."""
@@ -196,7 +199,7 @@ class Publisher:
 
     def _work(self, now: float, publish: bool) -> None:
         """Publish, or choose what to probe alone; charged to the share of a core."""
-        be_patient()
+        be_patient(PATIENT_PUBLICATIONS * self._publish_seconds)
         begun = time.thread_time()
         if publish:
             self._publish(rows=self._pace.begin(now))
