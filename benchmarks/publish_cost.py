@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.publish_cost
 
 The real thing, as the probe's session makes it, without vLLM and a device: the publisher with the
-table of a server of Qwen3-8B on an H200 at the defaults (batch sizes to 1024, contexts to 64k), a
+table of a server of Qwen3-8B on an H200 at the defaults (batch sizes to 1024, contexts to 16k), a
 surface after a scan of the start, and its files in a folder of /dev/shm. Traffic is told as the
 timer tells it: random arrivals that keep so many streams busy bring steps of ever other batch sizes
 and contexts, and a pair every ten seconds. Moments follow each other without the waits, so that

@@ -6,10 +6,9 @@ A serving thread is imitated: each decode step runs :data:`CALLS` short stretche
 of the interpreter after each, as PyTorch's operators do, and then waits for the device. Every tenth
 step reads a prompt: it has no CUDA graph, so that it is :data:`PROMPT_CALLS` such stretches, and
 the device waits for the host (a model with experts on an H200: 60 to 90 ms). A second thread always
-waits, as in a server. The probe's publisher
-runs beside it, with the table and the traffic of :mod:`benchmarks.publish_cost`, at its own times.
-Without the publisher and with it take turns. Printed is by how much steps got longer: all of them,
-and those in which the background thread was at work.
+waits, as in a server. The probe's publisher runs beside it, with the table and the traffic of
+:mod:`benchmarks.publish_cost`, at its own times. Without the publisher and with it take turns.
+Printed is how long steps are: all of them, and those in which the background thread was at work.
 """
 
 from __future__ import annotations
