@@ -23,9 +23,9 @@ def claims() -> Iterator[Claim]:
     yield Claim(
         "replay",
         "Servers simulated from recorded times, at the defaults, each family scored with sizes "
-        f"fitted on the others; after the start, 60 s and 10 min: draft lengths within 2 % of the best "
-        f"{_series('good')}, the worst {_series('worst')}; boundaries near {_series('near')}; 95 % "
-        f"intervals of t(N) / t(1) hold for {_series('covered')}",
+        "fitted on the others; after the start, 60 s and 10 min: draft lengths within 2 % of the "
+        f"best {_series('good')}, the worst {_series('worst')}; boundaries near {_series('near')}; "
+        f"95 % intervals of t(N) / t(1) hold for {_series('covered')}",
         "three repetitions with other noise, taken together",
         "{servers} servers, {pairs_0}, {pairs_60} and {pairs_600} pairs on average",
         recompute.replay,
