@@ -484,7 +484,7 @@ def test_no_part_of_an_answer_is_read_without_end(answer: Answer) -> None:
         begun = time.monotonic()
         with pytest.raises(fetching.ScrapeError, match=r"did not end within 1\.2 s|timed out"):
             fetching.fetch(url, timeout_seconds=0.4)
-        assert 0.8 < time.monotonic() - begun < 5
+        assert 0.8 < time.monotonic() - begun < 20, "a busy machine may be slow, but it ends"
 
 
 ADDRESSES = {
