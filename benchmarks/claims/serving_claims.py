@@ -23,15 +23,15 @@ def claims() -> Iterator[Claim]:
         "none",
         "{scrapes} looks",
         recompute_costs.soak,
-        RESULTS + "2026-11-29-soak-cpu-threads/soak.json",
+        RESULTS + "2026-11-29-soak-cpu-paced/soak.json",
         Run(
             (
-                "python -m benchmarks.soak --out {out} --minutes 38 --real --flags "
+                "python -m benchmarks.soak --out {out} --minutes 26 --real --flags "
                 "'--max-model-len 2048 --speculative-config "
                 '{{"method":"ngram","num_speculative_tokens":3,"prompt_lookup_max":4}}\'',
             )
         ),
-        "c388f97",
+        "8021006",
         "2026-11-29",
         "CPU, vLLM 0.32.0",
         HOOKING,
