@@ -36,17 +36,16 @@ from vllm_nfp.session.output import Output
 from vllm_nfp.session.publisher import Publisher
 from vllm_nfp.surface import RECORDED, CostSurface, Prior, predicted_prior
 from vllm_nfp.timing import StepTimes
+from vllm_nfp.timing.sampling import LOOKED_ONE_IN
+from vllm_nfp.timing.steps import MOST_POSITIONS
 from vllm_nfp.types import EngineStep, State
 
 MOST_SEQUENCES, MOST_CONTEXT, MOST_TOKENS = 1024, 65536, 8192
 PAIRS_AT_START = 20
-PUBLISH_SECONDS, PAIR_TURNS = 2.0, 5
+PUBLISH_SECONDS, PAIR_TURNS = ProbeConfig().publish_seconds, 5
 """By default; and turns of it from one pair to the next."""
-MOST_POSITIONS = 64
 STEP_NOISE = 0.03
 """Deviation of a real step's time."""
-INSPECTED = 8
-"""Of so many steps one is timed."""
 
 
 class Traffic:
@@ -68,10 +67,10 @@ class Traffic:
             series = self._times.of(batch, context, 1)
             assert series is not None
             step *= 1.0 + self._random.gauss(0.0, STEP_NOISE)
-            series.add(step, INSPECTED, batch, context)
-            series.count += INSPECTED
+            series.add(step, LOOKED_ONE_IN, batch, context)
+            series.count += LOOKED_ONE_IN
             self.last = EngineStep(batch, context, 1, True)
-            left -= INSPECTED * step
+            left -= LOOKED_ONE_IN * step
 
 
 def prior_of_server() -> Prior:
@@ -94,6 +93,28 @@ def publisher_of(folder: Path, prior: Prior, times: StepTimes) -> Publisher:
     return Publisher(config, Snapshot("m", "0", State.WARMING), times, results, Output(config))
 
 
+class BusyServer:
+    """A publisher after the scan of the start, and the traffic that it is told of."""
+
+    def __init__(self, folder: Path, prior: Prior, streams: float) -> None:
+        times = StepTimes()
+        self.publisher = publisher_of(folder, prior, times)
+        self._traffic = Traffic(prior, streams, times)
+        self._pairs = pairs_of(prior, PAIRS_AT_START)
+        self._turn = 0
+        for _ in range(PAIRS_AT_START):
+            self.publisher.put(next(self._pairs))
+        self.publisher.publish(self.publisher.snapshot())
+
+    def tell(self) -> None:
+        """The traffic from one publication to the next, and a pair now and then."""
+        self._traffic.run(PUBLISH_SECONDS)
+        if self._turn % PAIR_TURNS == 0:
+            self.publisher.put(next(self._pairs))
+        self._turn += 1
+        self.publisher.count(Counters(last_step=self._traffic.last))
+
+
 @click.command()
 @click.option("--streams", default="4,16,64", show_default=True, help="Busy on average.")
 @click.option("--seconds", default=120.0, show_default=True, help="Of traffic, each.")
@@ -107,22 +128,15 @@ def main(streams: str, seconds: float) -> None:
 
 def measured(folder: Path, prior: Prior, streams: float, seconds: float) -> str:
     """A line of what so much traffic costs."""
-    times, clock = StepTimes(), Clock()
-    publisher, pairs = publisher_of(folder, prior, times), pairs_of(prior, PAIRS_AT_START)
-    traffic = Traffic(prior, streams, times)
+    clock = Clock()
     with mock.patch.object(session, "time", clock):
-        for _ in range(PAIRS_AT_START):
-            publisher.put(next(pairs))
-        publisher.publish(publisher.snapshot())
+        server = BusyServer(folder, prior, streams)
         took = []
-        for turn in range(int(seconds / PUBLISH_SECONDS)):
+        for _ in range(int(seconds / PUBLISH_SECONDS)):
             clock.now += PUBLISH_SECONDS
-            traffic.run(PUBLISH_SECONDS)
-            if turn % PAIR_TURNS == 0:
-                publisher.put(next(pairs))
-            publisher.count(Counters(last_step=traffic.last))
+            server.tell()
             begun = time.thread_time()
-            publisher._work(clock.now, publish=True)
+            server.publisher._work(clock.now, publish=True)
             took.append(1e3 * (time.thread_time() - begun))
     return (
         f"{streams:g} streams: {sum(took) / seconds / 10:.2f} % of a core; a publication "

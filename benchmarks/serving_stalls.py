@@ -19,25 +19,16 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.publish_cost import (
-    PAIR_TURNS,
-    PAIRS_AT_START,
-    PUBLISH_SECONDS,
-    Traffic,
-    prior_of_server,
-    publisher_of,
-)
-from benchmarks.replay_cost import pairs_of
+from benchmarks.publish_cost import PUBLISH_SECONDS, BusyServer, prior_of_server
 from vllm_nfp.give_way import serving
-from vllm_nfp.schedule.counters import Counters
-from vllm_nfp.timing import StepTimes
 
+STREAMS = 16
+"""Busy on average, in the traffic that the publisher is told of."""
 CALLS, PROMPT_CALLS = 40, 1000
 DECODES = 9
 """From one prompt to the next."""
@@ -95,26 +86,11 @@ def joined(parts: list[Steps]) -> Steps:
 class Background:
     """The probe's publisher in a thread of its own, and when it was at work."""
 
-    def __init__(self, folder: Path) -> None:
-        prior, self._times = prior_of_server(), StepTimes()
-        self._publisher: Any = publisher_of(folder, prior, self._times)
-        self._traffic = Traffic(prior, 16, self._times)
-        self._pairs = pairs_of(prior, PAIRS_AT_START)
-        for _ in range(PAIRS_AT_START):
-            self._publisher.put(next(self._pairs))
-        self._publisher.publish(self._publisher.snapshot())
-        self._turn = 0
+    def __init__(self, server: BusyServer) -> None:
+        self._publisher = server.publisher
         self._stop = threading.Event()
         self.spans: list[tuple[float, float]] = []
         self.cpu_seconds = 0.0
-
-    def tell(self) -> None:
-        """Two seconds of traffic, and a pair now and then."""
-        self._traffic.run(PUBLISH_SECONDS)
-        if self._turn % PAIR_TURNS == 0:
-            self._publisher.put(next(self._pairs))
-        self._turn += 1
-        self._publisher.count(Counters(last_step=self._traffic.last))
 
     def run(self) -> None:
         """Publish as the publisher's own thread does."""
@@ -156,7 +132,8 @@ def main(seconds: float, turns: int) -> None:
     cpu = 0.0
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         for _ in range(turns):
-            background = Background(Path(folder))
+            server = BusyServer(Path(folder), prior_of_server(), STREAMS)
+            background = Background(server)
             thread = threading.Thread(target=background.run, name="nfp-publisher")
             idle = threading.Event()
             waiting = threading.Thread(target=idle.wait)
@@ -164,11 +141,11 @@ def main(seconds: float, turns: int) -> None:
             alone.append(serve(seconds))
             idle.set()
             waiting.join()
-            background.tell()
+            server.tell()
             thread.start()
             for _ in range(int(seconds / PUBLISH_SECONDS)):
                 beside.append(serve(PUBLISH_SECONDS))
-                background.tell()
+                server.tell()
             background.stop()
             thread.join()
             cpu += background.cpu_seconds

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 Figures: TypeAlias = Mapping[str, str]
 """Name of a figure -> as it is printed."""
+
+
+def each(figure: str, at: Iterable[int], end: str = "") -> str:
+    """The figure at several loads or moments, as a template.
+
+    >>> each("p50", (10, 50))
+    '{p50_10}, {p50_50}'
+    """
+    return ", ".join(f"{{{figure}_{place}{end}}}" for place in at)
 
 
 @dataclass(frozen=True, slots=True)

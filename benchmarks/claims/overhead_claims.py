@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.claims import recompute_costs
-from benchmarks.claims.claim import Claim, Planned, Quote, Run
+from benchmarks.claims.claim import Claim, Planned, Quote, Run, each
 from benchmarks.claims.depends import HOOKING
 
 SAMPLED = "benchmarks/results/2026-11-25-h100-switched/sampled/"
@@ -18,9 +18,10 @@ TWO_GPUS = Run(
     2400,
 )  # fmt: skip
 CONTROL = Run((SWITCHED + "qwen3-8b --draft eagle3 --variants off,active,control",), 2400)
-RATIO = "{itl_p50_%s} [{itl_p50_%s_lower}, {itl_p50_%s_upper}]"
 SIDE_BY_SIDE = "benchmarks/results/2026-11-29-h200x2-overhead/"
-LOADS = (10, 50, 90, 100)
+OPEN = (10, 50, 90)
+"""Loads of random arrivals, in percent of the saturated rate."""
+LOADS = (*OPEN, 100)
 
 
 def claims() -> Iterator[Claim]:
@@ -32,15 +33,15 @@ def claims() -> Iterator[Claim]:
         yield Claim(
             f"overhead-{name}",
             f"{model}, over the same server with hooks off, at 10, 50 and 90 % load: inter-token "
-            f"latency p50 {_at_loads('itl_p50')}, p99 {_at_loads('itl_p99')}, time to first token "
-            f"p50 {_at_loads('ttft_p50')}, p99 {_at_loads('ttft_p99')}; tokens/s of a saturated "
-            "server {tokens_100}. Hooks took {hooks_10}, {hooks_50}, {hooks_90} of the time, the "
-            "background {threads_10}, {threads_50}, {threads_90} of a core",
+            f"latency p50 {each('itl_p50', OPEN)}, p99 {each('itl_p99', OPEN)}, time to first "
+            f"token p50 {each('ttft_p50', OPEN)}, p99 {each('ttft_p99', OPEN)}; tokens/s of a "
+            f"saturated server {{tokens_100}}. Hooks took {each('hooks', OPEN)} of the time, the "
+            f"background {each('threads', OPEN)} of a core",
             "bootstrap over rounds, in docs/overhead.md; half its width at 10 % load: "
             "{itl_p50_10_tells} for p50, {itl_p99_10_tells} for p99",
-            "{rounds_10} to {rounds_90} rounds; {n_10}, {n_50}, {n_90} intervals; {first_10}, "
-            "{first_50}, {first_90} first tokens; {delayed_10_raised}, {delayed_50_raised}, "
-            "{delayed_90_raised} delayed steps where more were allowed",
+            f"{{rounds_10}} to {{rounds_90}} rounds; {each('n', OPEN)} intervals; "
+            f"{each('first', OPEN)} first tokens; {each('delayed', OPEN, '_raised')} delayed steps "
+            "where more were allowed",
             recompute_costs.switched,
             f"{SIDE_BY_SIDE}{name}/switched-{shape}.json",
             run,
@@ -51,10 +52,6 @@ def claims() -> Iterator[Claim]:
             tuple(_quotes("dense" if name == "dense" else "MoE")),
         )
     yield from _kept_less()
-
-
-def _at_loads(figure: str) -> str:
-    return ", ".join(f"{{{figure}_{load}}}" for load in LOADS[:3])
 
 
 def _quotes(row: str) -> Iterator[Quote]:
@@ -99,7 +96,7 @@ def _kept_less() -> Iterator[Claim]:
                 Quote("docs/overhead.md", f"| {row} | {load} % | {{off_p50_{load}}} |")
                 for load in loads
             )
-            + tuple(Quote("docs/overhead.md", RATIO.replace("%s", str(load))) for load in loads),
+            + tuple(Quote("docs/overhead.md", _interval(f"itl_p50_{load}")) for load in loads),
             added="1923760",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.claims import recompute
-from benchmarks.claims.claim import Claim, Quote, Run
+from benchmarks.claims.claim import Claim, Quote, Run, each
 from benchmarks.claims.depends import ANSWERING
 
 PAGE = "docs/surface-results.md"
@@ -24,8 +24,9 @@ def claims() -> Iterator[Claim]:
         "replay",
         "Servers simulated from recorded times, at the defaults, each family scored with sizes "
         "fitted on the others; after the start, 60 s and 10 min: draft lengths within 2 % of the "
-        f"best {_series('good')}, the worst {_series('worst')}; boundaries near {_series('near')}; "
-        f"95 % intervals of t(N) / t(1) hold for {_series('covered')}",
+        f"best {each('good', MOMENTS)}, the worst {each('worst', MOMENTS)}; boundaries near "
+        f"{each('near', MOMENTS)}; 95 % intervals of t(N) / t(1) hold for "
+        f"{each('covered', MOMENTS)}",
         "three repetitions with other noise, taken together",
         "{servers} servers, {pairs_0}, {pairs_60} and {pairs_600} pairs on average",
         recompute.replay,
@@ -40,17 +41,11 @@ def claims() -> Iterator[Claim]:
         "2026-11-29",
         "none: times of H100",
         (*ANSWERING, *SIMULATING),
-        (*_rows(), Quote(PAGE, f"draft lengths {_bare('good')} % (goal 90, 95, 98 %)")),
+        (
+            *_rows(),
+            Quote(PAGE, f"draft lengths {each('good', MOMENTS, '_bare')} % (goal 90, 95, 98 %)"),
+        ),
     )
-
-
-def _series(name: str) -> str:
-    return ", ".join(f"{{{name}_{moment}}}" for moment in MOMENTS)
-
-
-def _bare(name: str) -> str:
-    """The same without the signs in between, as a sentence has it."""
-    return ", ".join(f"{{{name}_{moment}_bare}}" for moment in MOMENTS)
 
 
 def _rows() -> Iterator[Quote]:

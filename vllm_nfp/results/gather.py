@@ -122,22 +122,16 @@ class Results:
     def _renew_rows(self, last_step: EngineStep | None) -> None:
         live = None if last_step is None else self._live_cell(last_step)
         version, found = self.surface.version, self._findings
-        boundaries, curves = found.boundaries, found.curves
-        live_boundaries, live_curves = found.live_boundaries, found.live_curves
         if version != self._shown[0]:
             boundaries, curves = self._rows(self.table.cells)
+            found = replace(found, boundaries=boundaries, curves=curves)
         if live is not None and (version, live) != self._shown:
-            live_boundaries, live_curves = self._live_rows(live)
+            boundaries, curves = self._live_rows(live)
+            found = replace(found, live_boundaries=boundaries, live_curves=curves)
+        if last_step is not None:
+            found = replace(found, live=_live_step(last_step))
         self._shown = version, live
-        self._findings = replace(
-            found,
-            boundaries=boundaries,
-            curves=curves,
-            live_boundaries=live_boundaries,
-            live_curves=live_curves,
-            live=found.live if last_step is None else _live_step(last_step),
-            layers=self._layers.histograms(),
-        )
+        self._findings = replace(found, layers=self._layers.histograms())
 
     @staticmethod
     def _live_cell(step: EngineStep) -> CellKey:
