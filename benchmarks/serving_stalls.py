@@ -61,7 +61,7 @@ def serve(seconds: float) -> Steps:
     while (begun := time.perf_counter()) < end:
         prompt = len(found) % (DECODES + 1) == DECODES
         if prompt:
-            serving.begin()
+            serving.begin(True)
         for _ in range(PROMPT_CALLS if prompt else CALLS):
             for _ in range(PYTHON_ROUNDS):
                 pass

@@ -42,10 +42,13 @@ class Serving:
         """A step is being launched whose launch is slower than the device."""
         self._free = threading.Event()
 
-    def begin(self) -> None:
-        """A host-bound step begins."""
-        self._free.clear()
-        self.host_bound = True
+    def begin(self, host_bound: bool) -> None:
+        """A step begins. The one before has been launched, said or not: some ranks never say it."""
+        if host_bound:
+            self._free.clear()
+            self.host_bound = True
+        else:
+            self.end()
 
     def end(self) -> None:
         """Any step has been launched."""

@@ -110,12 +110,21 @@ class Working:
 
 def test_the_background_waits_until_a_host_bound_step_is_launched() -> None:
     with Working(patience=60.0) as working:
-        module.serving.begin()
+        module.serving.begin(True)
         wait_for(lambda: settled(working))
         before = working.pieces
         time.sleep(0.1)
         assert working.pieces == before
         module.serving.end()
+        wait_for(lambda: working.pieces > before + 3)
+
+
+def test_a_step_that_is_not_host_bound_ends_the_wait_for_the_one_before() -> None:
+    with Working(patience=60.0) as working:
+        module.serving.begin(True)
+        wait_for(lambda: settled(working))
+        before = working.pieces
+        module.serving.begin(False)  # a rank that is not told that the one before was launched
         wait_for(lambda: working.pieces > before + 3)
 
 
@@ -127,7 +136,7 @@ def settled(working: Working) -> bool:
 
 def test_patience_ends_and_the_work_goes_on() -> None:
     with Working(patience=0.05) as working:
-        module.serving.begin()
+        module.serving.begin(True)
         before = working.pieces
         wait_for(lambda: working.pieces > before + 10)
 

@@ -117,10 +117,7 @@ class Session:
         self._try(started, "probe", started.agreement.before_step, started, scheduler_output)
         self._listen(scheduler_output)  # only now: a pair is no real step
         self._mark(begin=True)
-        if started.looks.reads_prompts:
-            serving.begin()
-        else:
-            serving.end()  # a rank that samples nothing is not told of the end of a step
+        serving.begin(started.looks.reads_prompts)
 
     def _fill(self, scheduler_output: Any) -> None:
         """Before a step that fills the KV cache for a scan that waits; all ranks see it alike."""

@@ -14,6 +14,7 @@ from vllm_nfp.surface.conditioning import Conditioning
 from vllm_nfp.surface.decisions import Concern, Decisions
 from vllm_nfp.surface.drift import Change
 from vllm_nfp.surface.kernel import Hyperparameters
+from vllm_nfp.surface.latest import Latest
 from vllm_nfp.surface.observations import Observations
 from vllm_nfp.surface.pool import PAIRS_KEPT, SHAPES_KEPT, Pool
 from vllm_nfp.surface.prior import Prior
@@ -58,7 +59,7 @@ class CostSurface:
         self._modules = prior(1, 1).modules
         self._pool = Pool(pairs_kept, shapes_kept, Module.MOE_FFN in self._modules)
         self._left_out: set[Module] = set()
-        self._questions: dict[_Asked, Questions] = {}
+        self._questions: Latest[_Asked, Questions] = Latest(QUESTIONS_KEPT, self._unasked)
         self._answered: dict[_Asked, Mapping[CellKey, CellAnswer]] = {}
         self._told: dict[CellKey, Seconds | None] = {}
         self._at_one: dict[Module, SecondsAtOne] = {}
@@ -170,17 +171,16 @@ class CostSurface:
         if key in self._answered:
             return self._answered[key]
         wanted = [(module, *cell) for module in modules for cell in cells]
-        asked = self._questions.pop(key, None)
-        if asked is None:
-            asked = questions(self._posterior.book.prior, self._hyper, wanted, positions)
-        self._questions[key] = asked  # the latest is the last
-        if len(self._questions) > QUESTIONS_KEPT:
-            oldest = next(iter(self._questions))
-            self._posterior.book.forget(self._questions.pop(oldest))
-            self._answered.pop(oldest, None)
+        prior = self._posterior.book.prior
+        asked = self._questions.get(key, lambda: questions(prior, self._hyper, wanted, positions))
         found = answers(self._posterior, asked)
         self._answered[key] = {one: found[block_of(*one)] for one in wanted}
         return self._answered[key]
+
+    def _unasked(self, key: _Asked, asked: Questions) -> None:
+        """These questions have left."""
+        self._posterior.book.forget(asked)
+        self._answered.pop(key, None)
 
     def _known(
         self, cells: Sequence[tuple[int, int]], positions: tuple[int, ...]

@@ -12,6 +12,7 @@ from vllm_nfp.give_way import give_way
 from vllm_nfp.surface.answers import NORMAL_TAIL, WIDER
 from vllm_nfp.surface.book import Book, row_name
 from vllm_nfp.surface.functionals import Placed, placed, variances
+from vllm_nfp.surface.latest import Latest
 from vllm_nfp.surface.observations import Baseline
 from vllm_nfp.surface.parts import FloatArray
 from vllm_nfp.surface.rows import rows_at
@@ -47,7 +48,9 @@ class SecondsAtOne:
         self._level = UNKNOWN_LEVEL if layers is None else LEVEL
         self._scale = float(np.log((layers or {}).get(module, 1)))
         self._anything = layers is not None
-        self._asked: dict[Cells, _Asked] = {}
+        self._asked: Latest[Cells, _Asked] = Latest(
+            CELLS_KEPT, lambda cells, _: self._book.forget(cells)
+        )
 
     def seconds(self, baselines: Sequence[Baseline], cells: Cells) -> list[Seconds | None]:
         """In each cell (batch size, context); None where nothing is known in seconds."""
@@ -70,7 +73,7 @@ class SecondsAtOne:
         full[np.diag_indices(len(slots))] += [one.variance for one in known]
         inverse = np.linalg.inv(full)
         give_way()
-        asked = self._ask(cells)
+        asked = self._asked.get(cells, lambda: self._ask(cells))
         cross = self._book.towards(slots, cells, asked.rows) + self._level**2
         weights = inverse @ cross
         mean = asked.expected - self._scale + measured @ weights
@@ -80,18 +83,9 @@ class SecondsAtOne:
         return [tuple(ends) for ends in np.exp([mean, mean - reach, mean + reach]).T.tolist()]
 
     def _ask(self, cells: Cells) -> _Asked:
-        asked = self._asked.pop(cells, None)
-        if asked is None:
-            book = self._book
-            shapes = [Shape(*cell, 1) for cell in cells]
-            rows, expected = rows_at(book.prior, [self._module] * len(cells), shapes, False)
-            asked = _Asked(placed(rows), expected, variances(rows, book.hyper, book.factors))
-        self._asked[cells] = asked  # the latest is the last
-        if len(self._asked) > CELLS_KEPT:
-            oldest = next(iter(self._asked))
-            del self._asked[oldest]
-            self._book.forget(oldest)
-        return asked
+        book, shapes = self._book, [Shape(*cell, 1) for cell in cells]
+        rows, expected = rows_at(book.prior, [self._module] * len(cells), shapes, False)
+        return _Asked(placed(rows), expected, variances(rows, book.hyper, book.factors))
 
 
 @dataclass(frozen=True, slots=True)
