@@ -13,12 +13,41 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vllm_nfp import give_way
 from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.types import State
 
 OFF = "off"
 THREADS, CONTROL_THREAD = "nfp-", "nfp-draft-control"
 """The names of the package's threads begin with the first; the draft control's has the second."""
+
+
+class Parking:
+    """The clock of :mod:`vllm_nfp.give_way`, by which threads rest whose session's hooks are off.
+
+    A thread finishes in many pieces what it has begun, with pauses between them. Without this it
+    would go on in turns without hooks, in which no session says that a prompt's step is launched,
+    for which it would wait.
+    """
+
+    perf_counter = staticmethod(time.perf_counter)
+
+    def __init__(self) -> None:
+        self._mine = threading.local()
+
+    def park_while_unset(self, gate: threading.Event) -> None:
+        """Let this thread rest at its next pause until the event is set."""
+        self._mine.gate = gate
+
+    def sleep(self, seconds: float) -> None:
+        """A pause; of a thread that is parked, it ends with the parking."""
+        gate: threading.Event | None = getattr(self._mine, "gate", None)
+        if gate is not None:
+            gate.wait()
+        time.sleep(seconds)
+
+
+_PARKING = Parking()
 
 
 def background_seconds() -> float:
@@ -60,7 +89,7 @@ class Hooks:
         self._config = config
         self._runner = runner
         self._patches = PatchSet()
-        self._on = False
+        self._on = threading.Event()
         self._seconds: dict[str, list[float]] = {"before_step": [], "after_step": []}
         """Of each call of the hooks since :meth:`take_cost`."""
         self._counted: Mapping[str, float] = {}
@@ -68,13 +97,22 @@ class Hooks:
         session.after_warm_up(runner, place, self._patches.restore)
         publisher: Any = self._publisher
         if publisher is not None:
-            work = publisher._work
-            # Its thread goes on; what it does is left out while the hooks are off.
-            publisher._work = lambda *how, **more: work(*how, **more) if self._on else None
+            publisher._work = self._while_on(publisher._work)
         hooks: Any = session
         before, after = session.before_step, session.after_step
         hooks.before_step = lambda output: self._timed("before_step", before, output)
         hooks.after_step = lambda: self._timed("after_step", after)
+
+    def _while_on(self, work: Callable[..., None]) -> Callable[..., None]:
+        """Its work while the hooks are on; what it has begun rests while they are off."""
+        setattr(give_way, "time", _PARKING)  # noqa: B010  (to mypy, a module is no instance)
+
+        def parked(*how: Any, **more: Any) -> None:
+            _PARKING.park_while_unset(self._on)
+            if self._on.is_set():
+                work(*how, **more)
+
+        return parked
 
     @property
     def _publisher(self) -> Any:
@@ -100,14 +138,15 @@ class Hooks:
 
     def switch(self, on: bool) -> None:
         """Put the hooks in place, or take them away."""
-        if on == self._on or not self.active:
+        if on == self._on.is_set() or not self.active:
             return
-        self._on = on
         if on:
             from vllm_nfp.adapter.hooks import hook_runner
 
             hook_runner(self._patches, self._runner, self.session)
+            self._on.set()
         else:
+            self._on.clear()
             self._patches.restore()
 
     def take_cost(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ One server serves all variants: its hooks are installed and removed
 on. So what differs from server to server and from minute to minute cancels, which it does not
 between servers side by side (:mod:`benchmarks.overhead`, which has what this lacks: start-up, and a
 server without the plugin). The server has vLLM's own settings, the variant ``active`` the probe's.
+While a variant's hooks are off, its background thread is held (:class:`benchmarks.hooks.Parking`).
 
 ``--draft METHOD`` lets the server speculate, with n-grams or a head of dummy weights. Without the
 control the longest draft is in force. The variant ``control`` is ``active`` and, in the engine
@@ -21,11 +22,12 @@ At the defaults so few steps are delayed that a run of minutes holds a handful. 
 ``raised`` delays many more (:data:`PROBES`), from which follows what one delayed step costs.
 
 Loads are random arrivals at 10, 50 and 90 % of the rate that saturates the server without hooks,
-the same in each turn of a round, and as many streams as saturate it, in longer turns. An
-inter-token time counts if it is entirely within one turn, a time to first token if its request was
-sent within it. Once a variant has delayed ``--delayed`` steps at a load, the other loads get its
-time until they have as many. Reported are ratios over ``off`` with bootstrap 95 % intervals over
-rounds of turns. ``--summarize`` prints the results in ``--out``.
+the same in each turn, and as many streams as saturate it, in longer turns. A block of a load has
+turns of one variant and of ``off`` alone: requests that a raised variant has made late would reach
+into the turns of another. An inter-token time counts if it is entirely within one turn, a time to
+first token if its request was sent within it. Once a variant has delayed ``--delayed`` steps at a
+load, the others have that load for themselves. Reported are ratios over ``off`` with bootstrap 95 %
+intervals over rounds of two turns. ``--summarize`` prints the results in ``--out``.
 """
 
 from __future__ import annotations
@@ -53,14 +55,14 @@ from benchmarks.switched_board import Board, CoreCost
 from benchmarks.switched_drafts import NGRAM, Drafts
 from benchmarks.switched_server import Output, Remote
 from benchmarks.switched_spec import BOARD, CONTROL, PROBES, Settings, probe_of, spec_of
-from benchmarks.switched_summary import OPEN_SHARES, SATURATED, SHARES, print_summary
+from benchmarks.switched_summary import SATURATED, SHARES, print_summary
 from benchmarks.traffic import Arrivals, Load
 
 VARIANTS = (OFF, "active", "raised")
 GUARD_SECONDS = 0.03
 """After a switch: a step that was in flight when it came has left by then."""
-ROUNDS_OF_BLOCK = 5
-"""Rounds of all variants while one load goes on."""
+ROUNDS_OF_BLOCK = 8
+"""Rounds of a variant and ``off`` while one load goes on."""
 ENDING_SECONDS = 20.0
 """Kept back for the server's end."""
 Switched = tuple[Mapping[str, Any], CoreCost]
@@ -113,34 +115,38 @@ def _cost(variant: str, before: Switched, after: Switched) -> dict[str, Any]:
     }
 
 
-def plan(share: float, first: int, variants: Sequence[str] = VARIANTS) -> Iterator[Turn]:
-    """Each variant once in every round; one round of a saturated server, whose turns are long."""
-    rng = random.Random(first)
-    for number in range(first, first + (1 if share == SATURATED else ROUNDS_OF_BLOCK)):
-        for variant in rng.sample(variants, len(variants)):
-            yield Turn(share, number, variant)
-
-
-def next_loads(rows: Sequence[Row], wanted: int) -> tuple[float, ...]:
-    """The loads of the next block: those that lack delayed steps; all of them if none does.
-
-    A saturated server is among them each time, since it is the one that shows the throughput.
+def plan(share: float, variant: str, first: int) -> Iterator[Turn]:
+    """Variant and ``off`` once in every round; one round of a saturated server: its turns are long.
 
     Args:
-        wanted: delayed steps of one variant.
+        first: number of the first round; no other block has one of these.
     """
-    lacking = tuple(share for share in OPEN_SHARES if _most_delayed(rows, share) < wanted)
-    return (*(lacking or OPEN_SHARES), SATURATED)
+    rng = random.Random(first)
+    for number in range(first, first + (1 if share == SATURATED else ROUNDS_OF_BLOCK)):
+        for one in rng.sample((OFF, variant), 2):
+            yield Turn(share, number, one)
 
 
-def _most_delayed(rows: Sequence[Row], share: float) -> float:
-    """Delayed steps at this load, of the variant that has most of them."""
-    found: dict[str, float] = {}
-    for row in rows:
-        if row["share"] == share:
-            delayed = row.get("hook_delayed_steps", 0)
-            found[row["variant"]] = found.get(row["variant"], 0) + delayed
-    return max(found.values(), default=0)
+def next_blocks(
+    rows: Sequence[Row], variants: Sequence[str], wanted: int
+) -> tuple[tuple[float, str], ...]:
+    """Load and variant of the next blocks: variants that lack delayed steps, or all if none does.
+
+    Args:
+        variants: without ``off``.
+        wanted: delayed steps of a variant at a load.
+    """
+    found = []
+    for share in SHARES:
+        lacking = [one for one in variants if _delayed(rows, share, one) < wanted]
+        found += [(share, one) for one in lacking or variants]
+    return tuple(found)
+
+
+def _delayed(rows: Sequence[Row], share: float, variant: str) -> float:
+    mine = [row for row in rows if (row["share"], row["variant"]) == (share, variant)]
+    found: float = sum(row.get("hook_delayed_steps", 0) for row in mine)
+    return found
 
 
 def attach(settings: Settings, folder: Path, remote: Remote, output: Output) -> None:
@@ -165,21 +171,22 @@ def measure(
     rate = found["requests_per_second"]
     print(f"attached; saturated at {rate:.1f} requests/s", flush=True)
     number, longest = 0, dict.fromkeys(SHARES, 0.0)
+    hooked = [name for name in settings.variants if name != OFF]
     while True:
-        loads = next_loads(output.rows, settings.delayed)
-        if time.monotonic() + sum(longest[share] for share in loads) > deadline:
+        blocks = next_blocks(output.rows, hooked, settings.delayed)
+        if time.monotonic() + sum(longest[share] for share, _ in blocks) > deadline:
             return
-        for share in loads:
+        for share, variant in blocks:
             began = time.monotonic()
             work: Load | Arrivals
             work = streams = a_load(settings, model, url, number + 1, SATURATION_SECONDS)
             if share != SATURATED:
                 work = Arrivals(streams, rate * share, settings.turn_seconds)
-            planned = list(plan(share, number, settings.variants))
+            planned = list(plan(share, variant, number))
             measure_block(settings, work, remote, board, planned, output)
             time.sleep(0.3)  # aborted requests leave
             longest[share] = max(longest[share], time.monotonic() - began)
-        number += ROUNDS_OF_BLOCK
+            number += ROUNDS_OF_BLOCK
         output.about["account"] = remote.call("nfp_account")
         output.write()
 
@@ -220,7 +227,7 @@ def run(settings: Settings, out: Path) -> None:
     type=int,
     default=300,
     show_default=True,
-    help="Steps that a variant delays at each load, before a load gets more turns than another.",
+    help="Steps that a variant delays at a load, before others have that load for themselves.",
 )
 @click.option("--warmup-turns", type=int, default=2, help="Of load before each block.")
 @click.option("--variants", default=",".join(VARIANTS), help=f"Of off, {', '.join(PROBES)}.")

@@ -42,7 +42,7 @@ class Settings(Traffic):
     flags: tuple[str, ...]
     within: float
     delayed: int
-    """Steps that a variant delays at each load, before a load gets more turns than another."""
+    """Steps that a variant delays at a load, before others have that load for themselves."""
     draft: Drafts | None = None
     attach_only: bool = False
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,11 +26,13 @@ pytest.importorskip("aiohttp")
 
 from benchmarks import switched, switched_core, switched_summary, traffic
 from benchmarks.hooks import OFF, Hooks, background_seconds, require_active
+from benchmarks.overhead_summary import Turn
 from benchmarks.resident import Growth, StageGrowth, gpu_kinds, kinds, mappings, resident
 from benchmarks.switched_board import Board, CoreCost
 from benchmarks.switched_core import Watched
 from benchmarks.switched_drafts import Drafts
 from benchmarks.switched_spec import spec_of
+from vllm_nfp import give_way
 from vllm_nfp.config import config_from_mapping
 
 
@@ -42,31 +46,45 @@ def test_each_turn_of_a_block_has_the_same_arrivals() -> None:
     assert traffic.Arrivals(base, 0.1, period=0.5).moments(5.0), "a load is never empty"
 
 
-def test_every_round_holds_each_variant_once_in_changing_order() -> None:
-    turns = list(switched.plan(0.5, 10))
-    rounds = [turns[i : i + 3] for i in range(0, len(turns), 3)]
-    assert [turn[0].round for turn in rounds] == list(range(10, 15))
-    assert all({t.variant for t in turn} == set(switched.VARIANTS) for turn in rounds)
-    assert len({tuple(t.variant for t in turn) for turn in rounds}) > 1
+def test_every_round_holds_its_variant_and_off_once_in_changing_order() -> None:
+    turns = list(switched.plan(0.5, "active", 10))
+    rounds = [turns[i : i + 2] for i in range(0, len(turns), 2)]
+    assert [turn[0].round for turn in rounds] == list(range(10, 18))
+    assert all({t.variant for t in turn} == {OFF, "active"} for turn in rounds)
+    assert len({tuple(t.variant for t in turn) for turn in rounds}) == 2
     assert len({turn.key for turn in turns}) == len(turns)
-    assert {t.variant for t in switched.plan(0.5, 0, (OFF, "active"))} == {OFF, "active"}
+    assert len(list(switched.plan(switched_summary.SATURATED, "raised", 0))) == 2
 
 
-def test_loads_that_lack_delayed_steps_get_the_turns() -> None:
+def test_a_variant_with_its_delayed_steps_leaves_a_load_to_the_others() -> None:
     def row(share: float, variant: str, delayed: int) -> dict[str, Any]:
         return {"share": share, "variant": variant, "hook_delayed_steps": delayed}
 
-    everything = switched_summary.SHARES
-    assert switched.next_loads([], 4) == everything
-    rows = [row(0.1, "raised", 3), row(0.1, "raised", 2), row(0.5, "raised", 3)]
-    rows += [row(0.5, "active", 3), {"share": 0.9, "variant": OFF}]
-    assert switched.next_loads(rows, 4) == (0.5, 0.9, 1.0), "two variants are no one's four"
-    rows += [row(0.5, "raised", 1), row(0.9, "raised", 4)]
-    assert switched.next_loads(rows, 4) == everything
-    assert switched.next_loads(rows, 0) == everything
+    def at_half(rows: list[dict[str, Any]], wanted: int) -> list[str]:
+        blocks = switched.next_blocks(rows, ("active", "raised"), wanted)
+        assert list(dict.fromkeys(share for share, _ in blocks)) == list(switched_summary.SHARES)
+        return [variant for share, variant in blocks if share == 0.5]
+
+    assert at_half([], 4) == ["active", "raised"]
+    rows = [row(0.5, "raised", 3), row(0.5, "active", 1), row(0.9, "raised", 4)]
+    rows += [{"share": 0.5, "variant": OFF}]
+    assert at_half(rows, 4) == ["active", "raised"]
+    rows += [row(0.5, "raised", 1)]
+    assert at_half(rows, 4) == ["active"]
+    rows += [row(0.5, "active", 3)]
+    assert at_half(rows, 4) == ["active", "raised"], "no load is left without turns"
 
 
 DELAYED_STEPS, DECODE_STEPS, DELAY_US = 8, 100, 10_000
+
+
+def planned(share: float) -> list[Turn]:
+    """Two blocks of either variant, each round with turns of its own."""
+    return [
+        turn
+        for number, variant in enumerate(("active", "raised") * 2)
+        for turn in switched.plan(share, variant, number * switched.ROUNDS_OF_BLOCK)
+    ]
 
 
 def rows_of(factor: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -75,7 +93,7 @@ def rows_of(factor: float) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     rng = np.random.default_rng(0)
     rows, times_us = [], {}
     for share in switched_summary.SHARES:
-        for turn in [*switched.plan(share, 0), *switched.plan(share, 5)]:
+        for turn in planned(share):
             slower = factor if turn.variant == "active" else 1.0
             times = rng.normal(5000, 200, 400) * slower
             if turn.variant == "raised":
@@ -97,7 +115,7 @@ def test_a_probe_that_slows_steps_is_seen() -> None:
     rows, times_us = rows_of(1.1)
     found = switched_summary.compare(rows, times_us, 0.5, "active")
     assert found is not None
-    assert (found.rounds, found.intervals, found.first_tokens) == (10, 4000, 500)
+    assert (found.rounds, found.intervals, found.first_tokens) == (16, 6400, 800)
     assert found.off_p50_ms == pytest.approx(5.0, rel=0.02)
     for name in ("itl_p50", "itl_mean", "ttft_p50", "ttft_p99"):
         assert found.ratios[name].ratio == pytest.approx(1.1, rel=0.02), name
@@ -117,13 +135,13 @@ def test_what_a_delayed_step_costs_follows_from_the_mean() -> None:
     rows, times_us = rows_of(1.0)
     raised = switched_summary.compare(rows, times_us, 0.9, "raised")
     assert raised is not None and raised.delay_ms is not None
-    assert raised.delayed == 10 * DELAYED_STEPS and raised.decode_steps == 10 * DECODE_STEPS
+    assert raised.delayed == 16 * DELAYED_STEPS and raised.decode_steps == 16 * DECODE_STEPS
     assert raised.delay_ms.ratio == pytest.approx(DELAY_US / 1e3, rel=0.05)
     assert raised.delay_ms.lower < raised.delay_ms.ratio < raised.delay_ms.upper
     assert raised.ratios["itl_p50"].ratio == pytest.approx(1.0, rel=0.02)
     assert raised.ratios["itl_p99"].ratio > 2.0
     assert (raised.hook_share, raised.background_share) == pytest.approx((0.01, 0.002))
-    assert raised.idle_probes == 10
+    assert raised.idle_probes == 16
     active = switched_summary.compare(rows, times_us, 0.9, "active")
     assert active is not None and active.delayed == 0 and active.delay_ms is None
 
@@ -279,6 +297,54 @@ def test_hooks_come_and_go_and_tell_what_they_took(monkeypatch: pytest.MonkeyPat
     assert (cost["steps"], set(cost["median_us"])) == (2, {"before_step", "after_step"})
     assert 0.0 < cost["seconds"] < 1.0
     assert hooks.take_cost()["steps"] == 0
+
+
+def test_what_a_session_has_begun_rests_while_its_hooks_are_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("vllm")
+    from vllm_nfp.adapter import hooks as runner_hooks
+
+    session, pieces, end = Session(), itertools.count(), threading.Event()
+    done = [0]
+
+    def work(now: float, publish: bool) -> None:
+        while not end.is_set():
+            done[0] = next(pieces)
+            time.sleep(2 * give_way.LEAST_SECONDS)
+            give_way.give_way()
+
+    session.publisher._work = work
+    monkeypatch.setattr("vllm_nfp.session.open_session", lambda *_: session)
+    monkeypatch.setattr(runner_hooks, "hook_runner", lambda *_: None)
+    monkeypatch.setattr(give_way, "time", time)  # put back at the end
+    hooks = Hooks(None, None, Runner(), None)
+    hooks.switch(True)
+    thread = threading.Thread(target=lambda: session.publisher._work(0.0, publish=True))
+    thread.start()
+    try:
+        for _ in range(2):
+            assert reached(lambda before: done[0] > before + 3, done[0])
+            hooks.switch(False)
+            time.sleep(0.05)  # the piece under way ends
+            before = done[0]
+            time.sleep(0.1)
+            assert done[0] == before
+            hooks.switch(True)
+        assert reached(lambda before: done[0] > before + 3, done[0])
+    finally:
+        end.set()
+        hooks.switch(True)
+        thread.join(10.0)
+    assert not thread.is_alive()
+
+
+def reached(found: Callable[[int], bool], before: int) -> bool:
+    """Whether it is so within ten seconds."""
+    limit = time.monotonic() + 10.0
+    while not found(before) and time.monotonic() < limit:
+        time.sleep(0.005)
+    return found(before)
 
 
 def test_the_probes_own_threads_are_timed_by_their_names() -> None:
