@@ -4,9 +4,9 @@
 
 On a record of :mod:`benchmarks.switched`. Turns at the defaults and with hooks off are divided by
 the CPU time that the background thread took in them: in a busy turn more than
-:data:`BUSY_SECONDS`. In a turn with hooks off it finishes what it had begun before, or works for
-the session of another variant. Printed are times to first token and inter-token latency of both
-kinds. Turns have the same arrivals.
+:data:`benchmarks.switched_summary.BUSY_SHARE` of a core. In a turn with hooks off it finished what
+it had begun before, in runs up to 2026-11-29. Printed are times to first token and inter-token
+latency of both kinds. Turns have the same arrivals.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from rich.table import Table
 
 from benchmarks.hooks import OFF
 from benchmarks.overhead_summary import Row, Turn
-from benchmarks.switched_summary import OPEN_SHARES, times_of
+from benchmarks.switched_summary import OPEN_SHARES, busy, times_of
 
-BUSY_SECONDS = 0.03
-"""CPU time in a turn of half a second: two publications of 15 ms, or a part of a larger one."""
 PERCENTILES = (50, 90, 99)
 DEFAULTS = "active"
 
@@ -68,15 +66,14 @@ def kinds(rows: Sequence[Row], times_us: Mapping[str, NDArray[np.uint32]]) -> It
     """Each load, variant and kind of turn that the record has."""
     for share in OPEN_SHARES:
         for variant in (OFF, DEFAULTS):
-            for busy in (False, True):
+            for was_busy in (False, True):
                 turns = [
                     row
                     for row in rows
-                    if (row["share"], row["variant"]) == (share, variant)
-                    and (row["background_seconds"] > BUSY_SECONDS) is busy
+                    if (row["share"], row["variant"]) == (share, variant) and busy(row) is was_busy
                 ]
                 if turns:
-                    yield _kind(share, variant, busy, turns, times_us)
+                    yield _kind(share, variant, was_busy, turns, times_us)
 
 
 def _kind(

@@ -29,13 +29,21 @@ from benchmarks.paired import (
 SATURATED = 1.0
 OPEN_SHARES = (0.1, 0.5, 0.9)
 SHARES = (*OPEN_SHARES, SATURATED)
+BUSY_SHARE = 0.06
+"""Of a core, that the probe's threads take in a turn in which they disturb: 30 ms in half a second,
+two publications of 15 ms or a part of a larger one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
     """A variant against ``off`` at one load.
 
+    A round whose turn without hooks was busy does not count: up to 2026-11-29 threads went on there
+    with what they had begun, and with no session they do not wait for steps that read prompts.
+
     Attributes:
+        rounds: that count.
+        busy: rounds that do not.
         intervals: inter-token times with the hooks.
         first_tokens: times to first token with the hooks.
         off_p50_ms: median inter-token time without them.
@@ -54,6 +62,7 @@ class Compared:
     share: float
     variant: str
     rounds: int
+    busy: int
     intervals: int
     first_tokens: int
     off_p50_ms: float
@@ -74,14 +83,14 @@ def compare(
     variant: str,
     drafts: bool = False,
 ) -> Compared | None:
-    """A variant against ``off`` over the rounds that both have; None if there are none.
+    """A variant against ``off`` over the quiet rounds that both have; None if there are none.
 
     Args:
         drafts: the server speculates. Tokens then come several at once, so that their median
             distance says nothing and is left out; the mean and tokens/s do.
     """
     turns = {(r["variant"], r["round"]): r for r in rows if r["share"] == share}
-    rounds = sorted(n for v, n in turns if v == variant and (OFF, n) in turns)
+    ran, rounds = _rounds(rows, share, variant)
     if not rounds:
         return None
     off, on = ([turns[v, n] for n in rounds] for v in (OFF, variant))
@@ -94,6 +103,7 @@ def compare(
         share,
         variant,
         len(rounds),
+        ran - len(rounds),
         sum(map(len, steps[1])),
         sum(map(len, first[1])),
         float(np.median(np.concatenate(steps[0]))) / 1e3,
@@ -106,6 +116,20 @@ def compare(
         sum(row["background_seconds"] for row in on) / seconds if counted else None,
         _core_seconds(on) / seconds if all("core_hook_seconds" in row for row in on) else None,
     )
+
+
+def busy(row: Row) -> bool:
+    """Whether the probe's threads worked much in this turn; not known of older runs."""
+    found: bool = row.get("background_seconds", 0.0) > BUSY_SHARE * row["seconds"]
+    return found
+
+
+def _rounds(rows: Sequence[Row], share: float, variant: str) -> tuple[int, list[int]]:
+    """How many rounds have both sides, and those whose turn without hooks was quiet."""
+    at = [row for row in rows if row["share"] == share]
+    on = {row["round"] for row in at if row["variant"] == variant}
+    off = [row for row in at if row["variant"] == OFF and row["round"] in on]
+    return len(off), sorted(row["round"] for row in off if not busy(row))
 
 
 def _core_seconds(rows: Sequence[Row]) -> float:
@@ -200,8 +224,8 @@ def print_summary(path: Path) -> None:
 
 
 HEADS = (
-    "load", "variant", "rounds", "intervals", "first tokens", "off p50, ms", "p50", "p99", "mean",
-    "TTFT p50", "TTFT p99", "tokens/s", "delayed", "idle", "ms a delay", "hooks", "threads",
+    "load", "variant", "rounds, busy", "intervals", "first tokens", "off p50, ms", "p50", "p99",
+    "mean", "TTFT p50", "TTFT p99", "tokens/s", "delayed", "idle", "ms a delay", "hooks", "threads",
     "engine core",
 )  # fmt: skip
 
@@ -217,7 +241,7 @@ def cells(found: Compared) -> list[str]:
     return [
         f"{100 * found.share:.0f} %",
         found.variant,
-        str(found.rounds),
+        f"{found.rounds}, {found.busy}",
         str(found.intervals),
         str(found.first_tokens),
         f"{found.off_p50_ms:.2f}",
@@ -242,8 +266,7 @@ def over_loads(
     """Geometric mean of a quantile's ratio over the loads with random arrivals."""
     sides = []
     for share in OPEN_SHARES:
-        had = {(r["variant"], r["round"]) for r in rows if r["share"] == share}
-        rounds = sorted(n for v, n in had if v == variant and (OFF, n) in had)
+        _, rounds = _rounds(rows, share, variant)
         if rounds:
             sides.append(_sides(times_us, share, variant, rounds)[0])
     return mean_ratio_of_quantiles(sides, quantile) if sides else None

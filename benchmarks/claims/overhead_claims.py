@@ -18,17 +18,19 @@ TWO_GPUS = Run(
     2400,
 )  # fmt: skip
 CONTROL = Run((SWITCHED + "qwen3-8b --draft eagle3 --variants off,active,control",), 2400)
-SIDE_BY_SIDE = "benchmarks/results/2026-11-29-h200x2-overhead/"
+ALL_LAYERS = "benchmarks/results/2026-11-29-h200x2-overhead-again/"
+BEFORE = "benchmarks/results/2026-11-29-h200x2-overhead/"
 OPEN = (10, 50, 90)
 """Loads of random arrivals, in percent of the saturated rate."""
 LOADS = (*OPEN, 100)
 
 
 def claims() -> Iterator[Claim]:
-    """Servers with all layers, and those of 2026-11-25, which kept less."""
-    for name, model, shape, run in (
-        ("dense", "Qwen3-8B, all layers", "qwen3-8b", DENSE),
-        ("experts", "Qwen3-30B-A3B, all layers", "qwen3-30b-a3b", EXPERTS),
+    """Servers of 2026-11-29, and those of 2026-11-25, which kept less."""
+    for name, row, model, shape, gpu, run in (
+        ("dense", "dense", "Qwen3-8B, all layers", "qwen3-8b", "H200", DENSE),
+        ("experts", "MoE", "Qwen3-30B-A3B, all layers", "qwen3-30b-a3b", "H200", EXPERTS),
+        ("tp2", "TP 2", "Llama-70B, 24 layers, TP 2", "llama-3.1-70b", "2 H200", TWO_GPUS),
     ):
         yield Claim(
             f"overhead-{name}",
@@ -39,18 +41,19 @@ def claims() -> Iterator[Claim]:
             f"background {each('threads', OPEN)} of a core",
             "bootstrap over rounds, in docs/overhead.md; half its width at 10 % load: "
             "{itl_p50_10_tells} for p50, {itl_p99_10_tells} for p99",
-            f"{{rounds_10}} to {{rounds_90}} rounds; {each('n', OPEN)} intervals; "
-            f"{each('first', OPEN)} first tokens; {each('delayed', OPEN, '_raised')} delayed steps "
-            "where more were allowed",
+            f"{each('rounds', OPEN)} rounds, without {each('busy', OPEN)} that the benchmark "
+            f"disturbed; {each('n', OPEN)} intervals; {each('first', OPEN)} first tokens; "
+            f"{each('delayed', OPEN, '_raised')} delayed steps where more were allowed",
             recompute_costs.switched,
-            f"{SIDE_BY_SIDE}{name}/switched-{shape}.json",
+            f"{ALL_LAYERS}{name}/switched-{shape}.json",
             run,
-            "934ada2",
+            "c743552",
             "2026-11-29",
-            "H200, vLLM 0.33.0",
+            f"{gpu}, vLLM 0.33.0",
             HOOKING,
-            tuple(_quotes("dense" if name == "dense" else "MoE")),
+            tuple(_quotes(row)),
         )
+    yield from _before()
     yield from _kept_less()
 
 
@@ -70,6 +73,38 @@ def _quotes(row: str) -> Iterator[Quote]:
 
 def _interval(name: str) -> str:
     return f"{{{name}}} [{{{name}_lower}}, {{{name}_upper}}]"
+
+
+def _before() -> Iterator[Claim]:
+    """The tails, before the background thread waited for prompts."""
+    for name, row, model, shape, run in (
+        ("dense", "dense", "Qwen3-8B", "qwen3-8b", DENSE),
+        ("experts", "MoE", "Qwen3-30B-A3B", "qwen3-30b-a3b", EXPERTS),
+    ):
+        yield Claim(
+            f"overhead-{name}-before",
+            f"{model}, all layers, before the background thread waited for steps that read "
+            f"prompts, at 10, 50 and 90 % load: inter-token latency p99 {each('itl_p99', OPEN)}, "
+            f"time to first token p99 {each('ttft_p99', OPEN)}",
+            "bootstrap over rounds, in docs/overhead.md",
+            f"{each('rounds', OPEN)} rounds, without {each('busy', OPEN)} that the benchmark "
+            "disturbed",
+            recompute_costs.switched,
+            f"{BEFORE}{name}/switched-{shape}.json",
+            run,
+            "934ada2",
+            "2026-11-29",
+            "H200, vLLM 0.33.0",
+            HOOKING,
+            tuple(
+                Quote(
+                    "docs/overhead.md",
+                    f"| {row} | {load} % | {_interval(f'itl_p99_{load}')} | "
+                    f"{_interval(f'ttft_p99_{load}')} | {{rounds_{load}}} |",
+                )
+                for load in OPEN
+            ),
+        )
 
 
 def _kept_less() -> Iterator[Claim]:
@@ -102,12 +137,6 @@ def _kept_less() -> Iterator[Claim]:
 
 
 PLANNED = (
-    Planned(
-        "overhead-tp2",
-        "what overhead-dense shows, on two GPUs",
-        TWO_GPUS,
-        "the run of 2026-11-29 was passive: the benchmark did not tell the ranks of each other",
-    ),
     Planned(
         "overhead-control",
         "what overhead-dense shows, with live draft control and an EAGLE-3 head, and the control's "

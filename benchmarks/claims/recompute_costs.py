@@ -53,7 +53,8 @@ def switched(record: Path) -> Figures:
     named: dict[str, str] = {}
     for found in all_loads(record):
         end = f"_{found.share * 100:.0f}{'' if found.variant == HOOKS else '_' + found.variant}"
-        named |= {f"rounds{end}": str(found.rounds), f"n{end}": str(found.intervals)}
+        named |= {f"rounds{end}": str(found.rounds), f"busy{end}": str(found.busy)}
+        named |= {f"n{end}": str(found.intervals)}
         named |= {f"first{end}": str(found.first_tokens), f"off_p50{end}": _ms(found.off_p50_ms)}
         for name, ratio in found.ratios.items():
             named |= _ratio(f"{name}{end}", ratio)

@@ -37,7 +37,7 @@ def claims() -> Iterator[Claim]:
                 "--out {out}",
             )
         ),
-        "bbb6d47",
+        "c743552",
         "2026-11-29",
         "none: times of H100",
         (*ANSWERING, *SIMULATING),

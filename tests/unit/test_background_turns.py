@@ -12,8 +12,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks.background_turns import BUSY_SECONDS, kinds
+from benchmarks.background_turns import kinds
 from benchmarks.overhead_summary import Turn
+from benchmarks.switched_summary import BUSY_SHARE
+
+SECONDS = 0.5
+BUSY_SECONDS = BUSY_SHARE * SECONDS
 
 
 def test_turns_are_divided_by_what_the_thread_took() -> None:
@@ -31,6 +35,7 @@ def test_turns_are_divided_by_what_the_thread_took() -> None:
                 "share": 0.5,
                 "variant": variant,
                 "round": number,
+                "seconds": SECONDS,
                 "background_seconds": background,
                 "hook_delayed_steps": number,
             }

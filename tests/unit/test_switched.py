@@ -131,6 +131,22 @@ def test_a_probe_that_slows_steps_is_seen() -> None:
     assert pooled.lower < pooled.ratio < pooled.upper < 1.13
 
 
+def test_rounds_whose_turn_without_hooks_was_busy_do_not_count() -> None:
+    rows, times_us = rows_of(1.0)
+    disturbed = [row for row in rows if row["variant"] == OFF and row["round"] % 2]
+    for row in disturbed:
+        row["background_seconds"] = 0.1
+        for key in (k for k in times_us if k.startswith(Turn(row["share"], row["round"], OFF).key)):
+            times_us[key] = times_us[key] * 2
+    found = switched_summary.compare(rows, times_us, 0.5, "active")
+    assert found is not None and (found.rounds, found.busy) == (8, 8)
+    assert found.ratios["itl_p99"].ratio == pytest.approx(1.0, rel=0.03)
+    assert found.ratios["ttft_p99"].ratio == pytest.approx(1.0, rel=0.03)
+    for row in rows:
+        row["background_seconds"] = 0.1 if row["variant"] == OFF else 0.0
+    assert switched_summary.compare(rows, times_us, 0.5, "active") is None
+
+
 def test_what_a_delayed_step_costs_follows_from_the_mean() -> None:
     rows, times_us = rows_of(1.0)
     raised = switched_summary.compare(rows, times_us, 0.9, "raised")
