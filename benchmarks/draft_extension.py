@@ -1,8 +1,8 @@
 """vLLM's ``--worker-extension-cls`` for benchmarks.draft_servers: acceptance and lengths, set live.
 
 With one GPU the worker and the scheduler are in one process, and the worker comes first: importing
-this module there keeps hold of the scheduler that is made next, and gives an EAGLE-3 head with
-dummy weights the LM head of its own that a trained one has. Methods are called by ``POST
+this module there keeps hold of the scheduler that is made next, and has an EAGLE-3 head with dummy
+weights draft as a trained one does. Methods are called by ``POST
 /collective_rpc``, which vLLM offers with ``VLLM_SERVER_DEV_MODE=1``: the engine's own thread calls
 them between two steps. Nothing of the probe changes.
 
@@ -15,11 +15,12 @@ import functools
 import json
 from typing import Any
 
-from vllm.model_executor.models.llama_eagle3 import Eagle3LlamaForCausalLM
+import torch
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
-from benchmarks import length_graphs, stall_watch
+from benchmarks import length_graphs, stall_watch, talk
+from benchmarks.draft_models import drafter, prepare_head
 
 _SCHEDULERS: list[Any] = []
 
@@ -38,7 +39,7 @@ def _keep_schedulers() -> None:
 _keep_schedulers()
 stall_watch.watch_if_asked()
 length_graphs.settle()
-Eagle3LlamaForCausalLM.has_own_lm_head = True
+prepare_head("eagle3")
 
 
 class DraftServer:
@@ -46,12 +47,20 @@ class DraftServer:
 
     model_runner: Any
 
+    def bench_talk(self) -> str:
+        """Have the model and its head say what benchmarks.talk lets them say."""
+        talk.teach(self.model_runner.get_model())
+        head = getattr(drafter(self.model_runner), "model", None)
+        if head is not None:  # n-grams have none, and no speculation has no drafter
+            talk.teach_head(head)
+        return json.dumps(head is not None)
+
     def bench_acceptance(self, value: str) -> str:
-        """Accept every drafted token with this probability, given those before it."""
+        """Accept each drafted token with such a probability, given those before it."""
         sampler = getattr(self.model_runner, "rejection_sampler", None)
         rates = getattr(sampler, "synthetic_conditional_rates", None)
         if rates is not None:  # vLLM's sampler for CPUs has none
-            rates.fill_(json.loads(value))
+            rates.copy_(torch.tensor(json.loads(value)[: len(rates)]))
         return json.dumps(rates is not None)
 
     def bench_lengths(self, value: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks import length_graphs, shapes, stall_watch
+from benchmarks.draft_acceptance import Acceptance
 from benchmarks.draft_plan import LENGTHS, LONGEST
 from benchmarks.server import Spec
 from benchmarks.switched_server import Remote
@@ -18,10 +19,12 @@ from vllm_nfp.start.ports import free_ports
 from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
 
-METHOD = "eagle3"
+EAGLE3, NGRAM, NGRAM_CPU = "eagle3", "ngram_gpu", "ngram"
+METHODS = (EAGLE3, NGRAM)
 NONE, DRAFTS, LIVE = "none", "drafts", "live"
 GIB = 1 << 30
-MAX_NUM_SEQS, MAX_MODEL_LEN = 128, 4096
+MAX_NUM_SEQS, MAX_MODEL_LEN, TINY_MODEL_LEN = 128, 16384, 4096
+PROMPT_TOKENS, OUTPUT_TOKENS = 256, 512
 STREAM_INTERVAL = 8
 """Tokens of a request in one event: at one event for each token the API server, not the engine,
 would limit 128 streams."""
@@ -45,6 +48,8 @@ class Shape:
     """vLLM chooses CUDA graphs as it does without :mod:`benchmarks.length_graphs`."""
     watch_stalls: bool = False
     """See :mod:`benchmarks.stall_watch`."""
+    method: str = EAGLE3
+    prompt_tokens: int = PROMPT_TOKENS
 
 
 class Fleet:
@@ -64,8 +69,8 @@ class Fleet:
         self._running: str | None = None
         self.model = shapes.shared_model(shape.name, shape.layers)
         self.head: Path | None = None
-        if not shape.tiny:
-            self.head = shapes.shared_draft_head(shape.name, METHOD, shape.layers)
+        if shape.method == EAGLE3:
+            self.head = shapes.shared_draft_head(shape.name, EAGLE3, shape.layers)
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +110,7 @@ class Fleet:
         try:
             for name, server in new.items():
                 server.wait_until_healthy(max(1.0, self.left - spared_seconds))
+                Remote(server.url).call("bench_talk")
                 self.say(f"{name} is up")
         except ProcessError:
             for name in new:
@@ -132,9 +138,10 @@ class Fleet:
             self._servers[self._running].child.pause()
         self._running = None
 
-    def set_acceptance(self, name: str, acceptance: float) -> None:
+    def set_acceptance(self, name: str, acceptance: Acceptance) -> None:
         """Have a running server's drafts accepted so."""
-        Remote(self._servers[name].url).call("bench_acceptance", json.dumps(acceptance))
+        rates = json.dumps(acceptance.rates)
+        Remote(self._servers[name].url).call("bench_acceptance", rates)
 
     def set_lengths(self, name: str, table: Sequence[Sequence[int]]) -> None:
         """Put draft lengths in force: [first batch size, last one, length], ...
@@ -151,36 +158,39 @@ class Fleet:
         if schedulers != [0 if self.shape.tiny else 1]:
             raise RuntimeError(f"draft lengths of {name} cannot be set: {schedulers} schedulers")
 
-    def speculation(self, acceptance: float, table: Mapping[str, Any] | None = None) -> list[str]:
+    def speculation(
+        self, acceptance: Acceptance, table: Mapping[str, Any] | None = None
+    ) -> list[str]:
         """``--speculative-config`` of vLLM.
 
         Args:
             table: what ``recommend`` prints; None: the longest draft at every batch size.
         """
         config: dict[str, Any] = {"num_speculative_tokens": LONGEST, **(table or {})}
+        config["method"] = self.shape.method
         if self.head is None:
-            config |= {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 2}
+            config |= {"prompt_lookup_min": 1, "prompt_lookup_max": 2}
         else:
-            longest = config["num_speculative_tokens"]
+            config["model"] = str(self.head)
+        if not self.shape.tiny:  # vLLM's sampler for CPUs has no synthetic acceptance
             config |= {
-                "method": METHOD, "model": str(self.head),
                 "rejection_sample_method": "synthetic",
-                "synthetic_acceptance_rates": [acceptance ** (i + 1) for i in range(longest)],
-            }  # fmt: skip
+                "synthetic_acceptance_rates": acceptance.reached(config["num_speculative_tokens"]),
+            }
         return ["--speculative-config", json.dumps(config)]
 
     def _spec(self, name: str, port: int, flags: Sequence[str]) -> Spec:
         common = [
             "--kv-cache-memory-bytes", str(int(self.shape.kv_gib * GIB)),
-            "--max-num-seqs", str(MAX_NUM_SEQS), "--max-model-len", str(MAX_MODEL_LEN),
+            "--max-num-seqs", str(MAX_NUM_SEQS),
+            "--max-model-len", str(TINY_MODEL_LEN if self.shape.tiny else MAX_MODEL_LEN),
             "--no-enable-prefix-caching", "--stream-interval", str(STREAM_INTERVAL),
         ]  # fmt: skip
         if self.shape.tiny:
             common += ["--enforce-eager", "--no-async-scheduling"]
         else:  # vLLM asks for this share of the GPU to be free, beside the servers that are there
             common += ["--gpu-memory-utilization", "0.05"]
-        if name != NONE or self.shape.watch_stalls:
-            common += ["--worker-extension-cls", _EXTENSION]
+        common += ["--worker-extension-cls", _EXTENSION]
         # What speculates compiles the same: servers that start later find it, and those that start
         # together do not write into the same files.
         cache = CACHES / f"{self.gpu}-{name if name in (NONE, LIVE) else DRAFTS}"

@@ -70,6 +70,6 @@ def prepare_head(method: str) -> None:
 
 
 def drafter(runner: Any) -> Any:
-    """The drafter of a vLLM model runner; V1 and V2 runners have different names for it."""
+    """The drafter of a vLLM model runner, None without one; the runners name it differently."""
     found = getattr(runner, "speculator", None)
-    return runner.drafter if found is None else found
+    return getattr(runner, "drafter", None) if found is None else found

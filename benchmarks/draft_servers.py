@@ -1,11 +1,16 @@
 """Claim: at the probe's defaults, chosen draft lengths are as fast as the best fixed one.
 
-    python -m benchmarks.draft_servers --gpu 0:0.7:1,4,16,32,64,128 --gpu 1:0.9,0.5:1,16,128 \\
-        --within 550 --watch-stalls --out DIR
+    python -m benchmarks.draft_servers --gpu 0:0.7,0.9..0.5,0.5:1,4,16,32,64,128 --within 1500 \\
+        --watch-stalls --out DIR
+    python -m benchmarks.draft_servers --shape qwen3-30b-a3b --layers 20 --gpu 0:0.7:1,16,128 \\
+        --method ngram_gpu --prompt-tokens 1024 --within 1500 --watch-stalls --out DIR
     python -m benchmarks.draft_servers --score DIR
 
 Each ``--gpu INDEX:ACCEPTANCES:BATCH_SIZES`` has its own ``vllm serve`` processes, of one shape with
-dummy weights and an EAGLE-3 head, whose drafts are accepted at vLLM's synthetic rates:
+dummy weights and an EAGLE-3 head or n-grams, whose drafts are accepted at vLLM's synthetic rates:
+``0.7`` at every place, ``0.9..0.5`` falling from the first draft to the last in equal steps. All
+models talk (:mod:`benchmarks.talk`), so that drafts differ and activate their own experts as text
+does:
 
 - ``none`` does not speculate;
 - ``drafts`` speculates without the probe; its table of draft lengths holds each K up to 8, so that
@@ -41,8 +46,19 @@ from pathlib import Path
 
 import click
 
-from benchmarks import environment
-from benchmarks.draft_fleet import Fleet, Shape
+from benchmarks import environment, shapes, talk
+from benchmarks.draft_acceptance import Acceptance, read_acceptance
+from benchmarks.draft_fleet import (
+    EAGLE3,
+    MAX_MODEL_LEN,
+    MAX_NUM_SEQS,
+    METHODS,
+    NGRAM_CPU,
+    OUTPUT_TOKENS,
+    PROMPT_TOKENS,
+    Fleet,
+    Shape,
+)
 from benchmarks.draft_servers_score import print_scores
 from benchmarks.draft_servers_turns import Turns
 from benchmarks.server import end_servers_on_sigterm
@@ -50,11 +66,15 @@ from vllm_nfp.files import write_whole
 
 END_SECONDS = 12.0
 """For the servers to end."""
-KV_GIB = 9.8
-"""128 requests of 256 + 512 tokens, of 100 KiB each at 24 layers and the head's one (2 x 8 heads x
-128 x 2 bytes a layer), take 9.4 GiB, and blocks of 16 tokens 0.2 GiB more. A server of 24 layers
-takes 15.5 GiB beside its KV cache (benchmarks/verification_servers.py: 60 GiB, of which 44.5). Four
-servers take 101 GiB, and the probe's graphs up to 1 GiB: an H200 has 140 GiB."""
+KV_SLACK = 1.04
+"""Of a KV cache: requests end in the middle of blocks of 16 tokens, and draft beyond their end. 128
+requests of 256 + 512 tokens take 9.4 GiB with 24 layers of Qwen3-8B and the head's one. Such a
+server takes 15.5 GiB beside its KV cache (benchmarks/verification_servers.py: 60 GiB, of which
+44.5), three of them 76 GiB, and 105 GiB with prompts of 1024 tokens: an H200 has 140 GiB."""
+TINY_PROMPT_TOKENS = talk.TOKENS + 32
+"""N-grams find nothing before the cycle comes again."""
+TRAFFIC_TOKENS = 40_000
+"""That the streams of benchmarks.user_traffic have in the KV cache, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +82,7 @@ class GpuPlan:
     """What one GPU measures."""
 
     index: str
-    acceptances: tuple[float, ...]
+    acceptances: tuple[Acceptance, ...]
     batch_sizes: tuple[int, ...]
 
 
@@ -76,16 +96,24 @@ def read_plan(text: str) -> GpuPlan:
         index, acceptances, sizes = text.split(":")
         found = GpuPlan(
             index,
-            tuple(float(one) for one in acceptances.split(",")),
+            tuple(read_acceptance(one) for one in acceptances.split(",")),
             tuple(int(one) for one in sizes.split(",")),
         )
     except ValueError:
         found = GpuPlan("", (), ())
-    if not all(0.0 < a < 1.0 for a in found.acceptances) or min(found.batch_sizes, default=0) < 1:
+    if not all(1 <= size <= MAX_NUM_SEQS for size in found.batch_sizes or (0,)):
         raise click.BadParameter(
-            f"{text!r} is not INDEX:ACCEPTANCES:BATCH_SIZES, such as 0:0.7,0.9:1,16,128"
+            f"{text!r} is not INDEX:ACCEPTANCES:BATCH_SIZES, such as 0:0.7,0.9..0.5:1,16,128, with "
+            f"batch sizes up to {MAX_NUM_SEQS}"
         )
     return found
+
+
+def kv_gib_of(shape: str, layers: int, prompt_tokens: int, plans: Sequence[GpuPlan]) -> float:
+    """KV cache of one server that holds the most streams of the plans, the head's layer with it."""
+    streams = max(size for plan in plans for size in plan.batch_sizes)
+    tokens = max(streams * (prompt_tokens + OUTPUT_TOKENS), TRAFFIC_TOKENS)
+    return KV_SLACK * shapes.kv_gib(shape, layers + 1, tokens)
 
 
 def run_gpu(
@@ -104,7 +132,14 @@ def run_gpu(
 @click.command()
 @click.option("--shape", default="qwen3-8b", show_default=True)
 @click.option("--layers", type=int, default=24, show_default=True)
-@click.option("--kv-gib", type=float, default=KV_GIB, show_default=True, help="Of each server.")
+@click.option("--kv-gib", type=float, help="Of each server; without it, for all its streams.")
+@click.option("--method", type=click.Choice(METHODS), default=EAGLE3, show_default=True)
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(16, MAX_MODEL_LEN - OUTPUT_TOKENS),
+    default=PROMPT_TOKENS,
+    show_default=True,
+)
 @click.option("--gpu", "gpus", multiple=True, help="INDEX:ACCEPTANCES:BATCH_SIZES; repeat it.")
 @click.option("--within", type=float, default=550.0, show_default=True, help="Seconds, in all.")
 @click.option("--alone", is_flag=True, help="Fixed lengths alone, without other servers.")
@@ -117,7 +152,9 @@ def run_gpu(
 def main(
     shape: str,
     layers: int,
-    kv_gib: float,
+    kv_gib: float | None,
+    method: str,
+    prompt_tokens: int,
     gpus: Sequence[str],
     within: float,
     alone: bool,
@@ -142,12 +179,15 @@ def main(
     about = {
         "environment": environment.record(), "shape": shape, "layers": layers, "tiny": tiny,
         "alone": alone, "gpus": gpus, "probe": {}, "within": within, "as_is": as_is,
-        "table_servers": table_servers or as_is, "watch_stalls": watch_stalls,
+        "table_servers": table_servers or as_is, "watch_stalls": watch_stalls, "method": method,
+        "prompt_tokens": prompt_tokens,
     }  # fmt: skip
     write_whole(out / "about.json", json.dumps(about, indent=1))
-    served = Shape(
-        "tiny" if tiny else shape, 2 if tiny else layers, kv_gib, tiny, as_is, watch_stalls
-    )
+    if tiny:
+        shape, layers, method, prompt_tokens = "tiny", 2, NGRAM_CPU, TINY_PROMPT_TOKENS
+    if kv_gib is None:
+        kv_gib = kv_gib_of(shape, layers, prompt_tokens, plans)
+    served = Shape(shape, layers, kv_gib, tiny, as_is, watch_stalls, method, prompt_tokens)
     workers = [
         multiprocessing.get_context("spawn").Process(
             target=run_gpu,

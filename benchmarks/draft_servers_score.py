@@ -19,8 +19,8 @@ from rich.table import Table
 
 from benchmarks.draft_fleet import LIVE, NONE
 
-Place: TypeAlias = tuple[str, float, int]
-"""(GPU, acceptance, batch size)."""
+Place: TypeAlias = tuple[str, str | float, int]
+"""(GPU, acceptance, batch size); up to 2026-11-29 rows have the acceptance as a number."""
 TABLE, SERVED, FAILED, REFUSED = "table", "served", "failed", "refused"
 """A policy, which is also the field of a row that says what became of the recommended table: it was
 served, its server failed, ``recommend`` answered with an error, or no drafts pay (NONE)."""
@@ -91,7 +91,7 @@ def points(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 for policy in (NONE, *CHOSEN, *fixed) if policy in medians
             },
         })  # fmt: skip
-    return sorted(found, key=lambda one: (one["acceptance"], one["batch_size"]))
+    return sorted(found, key=lambda one: (str(one["acceptance"]), one["batch_size"]))
 
 
 def stalls(row: Mapping[str, Any]) -> bool:
@@ -101,9 +101,9 @@ def stalls(row: Mapping[str, Any]) -> bool:
 
 def _stalled(
     rows: Iterable[Mapping[str, Any]],
-) -> dict[tuple[str, float | None, int], dict[str, int]]:
+) -> dict[tuple[str, str | float | None, int], dict[str, int]]:
     """Rounds that stalled, by place and policy."""
-    found: dict[tuple[str, float | None, int], dict[str, int]] = defaultdict(dict)
+    found: dict[tuple[str, str | float | None, int], dict[str, int]] = defaultdict(dict)
     for row in rows:
         if stalls(row):
             at = found[row["gpu"], row["acceptance"], row["batch_size"]]
@@ -150,7 +150,7 @@ def print_scores(folders: Sequence[Path]) -> None:
             table.add_column(name, justify="right")
         for one in found:
             table.add_row(
-                f"{one['acceptance']:g}", str(one["batch_size"]), str(one["rounds"]),
+                str(one["acceptance"]), str(one["batch_size"]), str(one["rounds"]),
                 _short(one["best"]), f"{one['best_rate']:.0f}",
                 *(f"{one[p]:.3f}" if p in one else "-" for p in (NONE, *CHOSEN, *fixed)),
             )  # fmt: skip
@@ -158,7 +158,7 @@ def print_scores(folders: Sequence[Path]) -> None:
         for one in found:
             if one[STALLED]:
                 console.print(
-                    f"a={one['acceptance']:g} B={one['batch_size']}: rounds without a token for "
+                    f"a={one['acceptance']} B={one['batch_size']}: rounds without a token for "
                     f"{SILENT_SECONDS:g} s and more: "
                     + ", ".join(f"{n} of {policy}" for policy, n in sorted(one[STALLED].items()))
                 )

@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load, shapes, user_traffic
-from benchmarks.draft_fleet import DRAFTS, EACH_LENGTH, FIXED, LIVE, MAX_NUM_SEQS, NONE, Fleet
+from benchmarks.draft_acceptance import Acceptance
+from benchmarks.draft_fleet import (
+    DRAFTS,
+    EACH_LENGTH,
+    FIXED,
+    LIVE,
+    MAX_NUM_SEQS,
+    NONE,
+    OUTPUT_TOKENS,
+    Fleet,
+)
 from benchmarks.draft_servers_rates import counted, counted_rates
 from benchmarks.draft_servers_score import FAILED, LEFT_OUT, REFUSED, SERVED, TABLE, stalls
 from benchmarks.traffic import Load
@@ -24,12 +34,12 @@ TRAFFIC_SCALE = 60.0 / sum(phase.seconds for phase in user_traffic.PHASES)
 AGAIN_SCALE = 0.15
 """Before the points of an acceptance that the live server's drafts did not have last."""
 TINY_SCALE = 0.03
-PROMPT_TOKENS, OUTPUT_TOKENS = 256, 512
 WINDOW_SECONDS, WARM_UP_SECONDS = 2.2, 0.8
 FIRST_WARM_UP_SECONDS = 1.6
 """Of a server's first load with these lengths and so many requests, which may compile kernels."""
-AROUND_SECONDS = 0.6
-"""Of a load, beside its warm-up and window: 0.03 s at 1 request to 0.6 s at 128 (2026-11-28)."""
+PROMPT_TOKENS_PER_SECOND = 50_000
+"""Of a load, before its warm-up and window: 0.03 s for 1 prompt of 256 tokens to 0.6 s for 128 of
+them, with 24 layers of Qwen3-8B (H200, 2026-11-28)."""
 SLOW_START_SECONDS = 1.0
 """A load that takes so much longer has stalled outside its window; the log says so."""
 ASKING_SECONDS = 30.0
@@ -56,7 +66,7 @@ class Turns:
     def __init__(
         self,
         fleet: Fleet,
-        acceptances: Sequence[float],
+        acceptances: Sequence[Acceptance],
         batch_sizes: Sequence[int],
         out: Path,
         alone: bool = False,
@@ -64,15 +74,15 @@ class Turns:
     ) -> None:
         self._fleet, self._out, self._alone, self._own_tables = fleet, out, alone, own_tables
         self._acceptances, self._sizes = tuple(acceptances), tuple(batch_sizes)
-        self._at: dict[str, float] = {}
+        self._at: dict[str, Acceptance] = {}
         """The acceptance that each server's drafts have now."""
-        self._tables: dict[float, dict[str, Any] | None] = {}
+        self._tables: dict[Acceptance, dict[str, Any] | None] = {}
         """What was recommended; None: no drafts."""
-        self._refused: set[float] = set()
+        self._refused: set[Acceptance] = set()
         """Acceptances for which ``recommend`` answered with an error."""
         self._failed = False
         """The servers of the tables did not start."""
-        self._lost: set[tuple[float, int, int]] = set()
+        self._lost: set[tuple[Acceptance, int, int]] = set()
         """Fixed lengths that are left out: (acceptance, batch size, length)."""
         self._visited: set[tuple[str, str, int]] = set()
         """(server, policy, batch size) that had a load."""
@@ -108,7 +118,7 @@ class Turns:
             self._traffic(self._traffic_scale(len(self._acceptances) - number))
             after = server.metrics()
             lines = [line for line in after.splitlines() if "nfp_" in line or "spec_dec" in line]
-            (self._out / f"live-{acceptance:g}.prom").write_text("\n".join([*lines, ""]))
+            (self._out / f"live-{acceptance.name}.prom").write_text("\n".join([*lines, ""]))
             self._tables[acceptance] = self._asked(server.url, acceptance, before, after)
         if self._own_tables:
             self._start_tables()
@@ -128,8 +138,8 @@ class Turns:
 
     def _round_seconds(self) -> float:
         """What the first round takes without tables, if no length is left out."""
-        loads = (len(FIXED) + 1) * len(self._sizes) * len(self._acceptances)
-        return loads * _load_seconds(FIRST_WARM_UP_SECONDS)
+        each = sum(self._load_seconds(FIRST_WARM_UP_SECONDS, size) for size in self._sizes)
+        return (len(FIXED) + 1) * len(self._acceptances) * each
 
     def _traffic_scale(self, acceptances: int) -> float:
         """Of the traffic before an acceptance: the time beside the first round, a minute at most.
@@ -141,7 +151,7 @@ class Turns:
         whole = sum(phase.seconds for phase in user_traffic.PHASES)
         return min(TRAFFIC_SCALE, max(AGAIN_SCALE, seconds / whole))
 
-    def _table_state(self, acceptance: float) -> str:
+    def _table_state(self, acceptance: Acceptance) -> str:
         """What became of what was recommended."""
         if acceptance in self._refused:
             return REFUSED
@@ -165,12 +175,12 @@ class Turns:
                         self._later_round(acceptance, batch_size, round_number)
             round_number += 1
 
-    def _chosen(self, acceptance: float) -> list[str]:
+    def _chosen(self, acceptance: Acceptance) -> list[str]:
         """The policies that are judged."""
         served = self._table_state(acceptance) == SERVED
         return [LIVE] * (not self._alone) + [TABLE] * served
 
-    def _first_round(self, acceptance: float, batch_size: int, after: int) -> None:
+    def _first_round(self, acceptance: Acceptance, batch_size: int, after: int) -> None:
         """The judged policies at a point, then fixed lengths, short ones first.
 
         Fixed lengths leave the time that the judged policies need at the later points.
@@ -180,7 +190,8 @@ class Turns:
         """
         for policy in self._chosen(acceptance):
             self._load_of(policy, acceptance, batch_size, 0)
-        kept = after * (1 + (not self._alone)) * _load_seconds(FIRST_WARM_UP_SECONDS)
+        longest = self._load_seconds(FIRST_WARM_UP_SECONDS, max(self._sizes))
+        kept = after * (1 + (not self._alone)) * longest
         rates: list[float] = []
         for length in FIXED:
             if lost(rates):
@@ -191,7 +202,7 @@ class Turns:
             if row is not None and not stalls(row):
                 rates.append(row["tokens_per_second"])
 
-    def _later_round(self, acceptance: float, batch_size: int, number: int) -> None:
+    def _later_round(self, acceptance: Acceptance, batch_size: int, number: int) -> None:
         """Every policy that is not left out at a point, in random order."""
         policies = self._chosen(acceptance)
         policies += [
@@ -202,11 +213,11 @@ class Turns:
             self._load_of(policy, acceptance, batch_size, number)
 
     def _load_of(
-        self, policy: str, acceptance: float, batch_size: int, number: int, kept: float = 0.0
+        self, policy: str, acceptance: Acceptance, batch_size: int, number: int, kept: float = 0.0
     ) -> dict[str, Any] | None:
         """Measure a policy, and return its row; None: ``kept`` seconds would not be left."""
         name = self._server_of(policy, acceptance)
-        seconds = _load_seconds(self._warm_up(name, policy, batch_size))
+        seconds = self._load_seconds(self._warm_up(name, policy, batch_size), batch_size)
         if self._fleet.left < seconds + kept:
             return None
         self._fleet.run(name)
@@ -216,12 +227,12 @@ class Turns:
             self._fleet.set_lengths(DRAFTS, self._lengths(policy, acceptance))
         return self._measure(name, policy, acceptance, batch_size, number)
 
-    def _server_of(self, policy: str, acceptance: float) -> str:
+    def _server_of(self, policy: str, acceptance: Acceptance) -> str:
         if policy == TABLE and self._own_tables:
             return _table(acceptance)
         return LIVE if policy == LIVE else DRAFTS
 
-    def _lengths(self, policy: str, acceptance: float) -> list[list[int]]:
+    def _lengths(self, policy: str, acceptance: Acceptance) -> list[list[int]]:
         """The table of a fixed length, or the recommended one."""
         if policy == TABLE:
             config = self._tables[acceptance]
@@ -231,12 +242,17 @@ class Turns:
             return found
         return [[1, MAX_NUM_SEQS, int(policy.partition(":")[2])]]
 
+    def _load_seconds(self, warm_up: float, streams: int) -> float:
+        """Of one load."""
+        prompts = streams * self._fleet.shape.prompt_tokens / PROMPT_TOKENS_PER_SECOND
+        return WINDOW_SECONDS + warm_up + prompts
+
     def _warm_up(self, name: str, policy: str, batch_size: int) -> float:
         known = (name, policy, batch_size) in self._visited
         return WARM_UP_SECONDS if known else FIRST_WARM_UP_SECONDS
 
     def _measure(
-        self, name: str, policy: str, acceptance: float | None, batch_size: int, number: int
+        self, name: str, policy: str, acceptance: Acceptance | None, batch_size: int, number: int
     ) -> dict[str, Any]:
         server = self._fleet.run(name)
         warm_up = self._warm_up(name, policy, batch_size)
@@ -245,7 +261,7 @@ class Turns:
         seconds = time.monotonic() - begun
         drafts = counted(before, server.metrics())
         self._visited.add((name, policy, batch_size))
-        if seconds > _load_seconds(warm_up) + SLOW_START_SECONDS:
+        if seconds > self._load_seconds(warm_up, batch_size) + SLOW_START_SECONDS:
             self._fleet.say(f"{policy} at B={batch_size} took {seconds:.1f} s in all")
         if stalls(summary):
             silent = summary["silent_seconds"]
@@ -256,14 +272,15 @@ class Turns:
     def _write(
         self,
         policy: str,
-        acceptance: float | None,
+        acceptance: Acceptance | None,
         batch_size: int,
         number: int,
         found: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Keep one row, and return it."""
         row = {
-            "gpu": self._fleet.gpu, "policy": policy, "acceptance": acceptance,
+            "gpu": self._fleet.gpu, "policy": policy,
+            "acceptance": None if acceptance is None else acceptance.name,
             "batch_size": batch_size, "round": number, "at": self._fleet.now, **found,
         }  # fmt: skip
         if acceptance is not None:
@@ -277,18 +294,18 @@ class Turns:
         few = shape.tiny
         return Load(
             url, str(self._fleet.model), shapes.vocab_size(shape.name), streams,
-            16 if few else PROMPT_TOKENS, 64 if few else OUTPUT_TOKENS,
-            0.5 if few else WINDOW_SECONDS, seed=SEED + number,
+            shape.prompt_tokens, 64 if few else OUTPUT_TOKENS,
+            0.5 if few else WINDOW_SECONDS, seed=SEED + number, talks=True,
         )  # fmt: skip
 
-    def _return_to(self, acceptance: float) -> None:
+    def _return_to(self, acceptance: Acceptance) -> None:
         """Let the live server learn an acceptance that changed while others were measured."""
         if not self._alone and self._at[LIVE] != acceptance:
             self._fleet.run(LIVE)
             self._accept(LIVE, acceptance)
             self._traffic(AGAIN_SCALE)
 
-    def _accept(self, name: str, acceptance: float) -> None:
+    def _accept(self, name: str, acceptance: Acceptance) -> None:
         if self._at[name] != acceptance:
             self._fleet.set_acceptance(name, acceptance)
             self._at[name] = acceptance
@@ -299,13 +316,13 @@ class Turns:
         url, vocabulary = fleet.run(LIVE).url, shapes.vocab_size(fleet.shape.name)
         for seed, phase in enumerate(user_traffic.PHASES):
             seconds = phase.seconds * (TINY_SCALE if fleet.shape.tiny else scale)
-            prompt = 16 if fleet.shape.tiny else phase.prompt_tokens
+            prompt = fleet.shape.prompt_tokens if fleet.shape.tiny else phase.prompt_tokens
             changed = replace(phase, seconds=seconds, prompt_tokens=prompt)
-            user_traffic.run_phase(url, str(fleet.model), vocabulary, changed, seed)
-        fleet.say(f"live has had its traffic at acceptance {self._at[LIVE]:g}")
+            user_traffic.run_phase(url, str(fleet.model), vocabulary, changed, seed, talks=True)
+        fleet.say(f"live has had its traffic at acceptance {self._at[LIVE].name}")
 
     def _asked(
-        self, url: str, acceptance: float, before: str | None, after: str
+        self, url: str, acceptance: Acceptance, before: str | None, after: str
     ) -> dict[str, Any] | None:
         """What ``recommend`` answers, kept in words and as JSON; None: no drafts pay, or an error.
 
@@ -329,9 +346,9 @@ class Turns:
             )
         }  # fmt: skip
         for name, done in answers.items():
-            path = self._out / f"recommend-{acceptance:g}.{name}"
+            path = self._out / f"recommend-{acceptance.name}.{name}"
             path.write_text(done.stdout or done.stderr, encoding="utf-8")
-        self._fleet.say(f"recommended in {time.monotonic() - begun:.0f} s for {acceptance:g}")
+        self._fleet.say(f"recommended in {time.monotonic() - begun:.0f} s for {acceptance.name}")
         if answers["json"].returncode:
             self._fleet.say(f"recommend failed: {answers['json'].stderr.strip()}")
             self._refused.add(acceptance)
@@ -344,16 +361,11 @@ def lost(rates: Sequence[float]) -> bool:
     return len(rates) > LOSERS and max(rates[-LOSERS:]) < (1.0 - MARGIN) * max(rates)
 
 
-def _load_seconds(warm_up: float) -> float:
-    """Of one load."""
-    return WINDOW_SECONDS + warm_up + AROUND_SECONDS
-
-
 def _fixed(length: int) -> str:
     """Name of the policy."""
     return f"fixed:{length}"
 
 
-def _table(acceptance: float) -> str:
+def _table(acceptance: Acceptance) -> str:
     """Name of the server with what was recommended."""
-    return f"table-{acceptance:g}"
+    return f"table-{acceptance.name}"

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks import talk
+
 MIN_PROMPT_TOKENS = 2
 
 
@@ -28,6 +30,8 @@ class Load:
     first_tokens_limit_seconds: float = 60.0
     """Longest wait until all senders have had a token; then the window opens regardless."""
     seed: int = 0
+    talks: bool = False
+    """Prompts follow the cycle of :mod:`benchmarks.talk`, after the two ids that differ."""
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.output_tokens < 1 or self.seconds <= 0:
@@ -69,7 +73,10 @@ def request_bodies(load: Load, sender: int) -> Iterator[bytes]:
     """
     rng = np.random.default_rng([load.seed, sender])
     ids = load.vocab_size - 2
-    tail = "".join(f",{i}" for i in 2 + rng.integers(ids, size=load.prompt_tokens - 2))
+    rest = (2 + rng.integers(ids, size=load.prompt_tokens - 2)).tolist()
+    if load.talks:
+        rest = talk.prompt(sender, load.prompt_tokens - 2)
+    tail = "".join(f",{i}" for i in rest)
     start = int(rng.integers(ids * ids))
     # Senders must not all ask for a prefill in the same step: the first request is cut short.
     max_tokens = int(rng.integers(1, load.output_tokens + 1))

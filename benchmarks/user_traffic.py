@@ -49,8 +49,14 @@ class Phase:
 PHASES = (Phase(1, 800, 25.0), Phase(8, 3500, 45.0), Phase(32, 900, 45.0))
 
 
-def run_phase(url: str, model: str, vocab_size: int, phase: Phase, seed: int) -> dict[str, Any]:
-    """Send one phase's traffic; what the client saw and what the server then reports."""
+def run_phase(
+    url: str, model: str, vocab_size: int, phase: Phase, seed: int, talks: bool = False
+) -> dict[str, Any]:
+    """Send one phase's traffic; what the client saw and what the server then reports.
+
+    Args:
+        talks: see :class:`benchmarks.traffic.Load`.
+    """
     traffic = Load(
         url,
         model,
@@ -60,6 +66,7 @@ def run_phase(url: str, model: str, vocab_size: int, phase: Phase, seed: int) ->
         OUTPUT_TOKENS,
         phase.seconds,
         seed=seed,
+        talks=talks,
     )
     client = load.run(traffic, warmup_seconds=0.0).summary()
     time.sleep(PUBLISH_SECONDS)

@@ -14,8 +14,10 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 import itertools
 
+from benchmarks import talk
+from benchmarks.draft_acceptance import Acceptance, read_acceptance
 from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
-from benchmarks.draft_servers import GpuPlan, read_plan
+from benchmarks.draft_servers import GpuPlan, kv_gib_of, read_plan
 from benchmarks.draft_servers_rates import counted, counted_rates
 from benchmarks.draft_servers_score import points, summary
 from benchmarks.draft_servers_turns import (
@@ -26,14 +28,45 @@ from benchmarks.draft_servers_turns import (
     Turns,
     lost,
 )
+from benchmarks.traffic import Load, request_bodies
 from vllm_nfp.start.process import ProcessError
+
+ALIKE = Acceptance(0.7, 0.7)
 
 
 def test_a_plan_is_read_and_others_are_refused() -> None:
-    assert read_plan("1:0.9,0.5:1,16,128") == GpuPlan("1", (0.9, 0.5), (1, 16, 128))
-    for text in ("1", "0:2:1", "0:0.5:", "0:0.5:0", "0:a:1"):
+    falling = Acceptance(0.9, 0.5)
+    assert read_plan("1:0.7,0.9..0.5:1,16,128") == GpuPlan("1", (ALIKE, falling), (1, 16, 128))
+    wrong = ("1", "0:2:1", "0:0.5:", "0:0.5:0", "0:a:1", "0:0.5..0.9:1", "0:0.5..:1", "0:0.5:129")
+    for text in wrong:
         with pytest.raises(click.BadParameter, match="INDEX:ACCEPTANCES:BATCH_SIZES"):
             read_plan(text)
+
+
+def test_acceptance_is_alike_or_falls_in_equal_steps() -> None:
+    assert (ALIKE.name, ALIKE.rates) == ("0.7", [0.7] * 8)
+    assert ALIKE.reached(3) == pytest.approx([0.7, 0.49, 0.343])
+    falling = read_acceptance("0.9..0.55")
+    assert falling.name == "0.9..0.55"
+    assert falling.rates == pytest.approx([0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55])
+    assert falling.reached(2) == pytest.approx([0.9, 0.765])
+
+
+def test_a_kv_cache_holds_the_most_streams_and_the_traffic_before() -> None:
+    few, many = (GpuPlan("0", (ALIKE,), sizes) for sizes in ((1, 4), (16, 128)))
+    each = 25 * 2 * 8 * 128 * 2 / 2**30  # of a token, with the head's layer
+    found = kv_gib_of("qwen3-8b", 24, 1024, [few, many])
+    assert found == pytest.approx(1.04 * 128 * (1024 + 512) * each)
+    assert kv_gib_of("qwen3-8b", 24, 256, [few]) == pytest.approx(1.04 * 40_000 * each)
+
+
+def test_prompts_that_talk_follow_the_cycle_after_two_ids_that_differ() -> None:
+    talks = Load("http://x", "m", 1000, 2, 40, 8, seconds=1.0, talks=True)
+    one, two = itertools.islice(request_bodies(talks, 1), 2)
+    first, second = (json.loads(body)["prompt"] for body in (one, two))
+    assert first[2:] == second[2:] == talk.prompt(1, 38) and first[:2] != second[:2]
+    other = json.loads(next(request_bodies(talks, 2)))["prompt"]
+    assert other[2] != first[2]
 
 
 def test_the_table_holds_every_length_without_gaps() -> None:
@@ -148,7 +181,9 @@ def test_a_run_goes_on_without_a_table_that_does_not_start(
         def run(self, name: str) -> SimpleNamespace:
             return SimpleNamespace(url="http://x", metrics=lambda: "vllm_nfp_state 1\n")
 
-        def speculation(self, acceptance: float, table: dict) -> list[str]:
+        shape = SimpleNamespace(prompt_tokens=256)
+
+        def speculation(self, acceptance: Acceptance, table: dict) -> list[str]:
             return ["--speculative-config", json.dumps(table)]
 
         def start(self, flags: dict, spared_seconds: float) -> None:
@@ -163,7 +198,7 @@ def test_a_run_goes_on_without_a_table_that_does_not_start(
     monkeypatch.setattr(Turns, "_accept", lambda *_: None)
     monkeypatch.setattr(Turns, "_traffic", lambda *_: None)
     monkeypatch.setattr(Turns, "_asked", lambda *_: {"num_speculative_tokens": 3})
-    turns = Turns(Fleet(), (0.7,), (1, 4), tmp_path, own_tables=True)  # type: ignore[arg-type]
+    turns = Turns(Fleet(), (ALIKE,), (1, 4), tmp_path, own_tables=True)  # type: ignore[arg-type]
     turns._fleet.left = 200.0  # type: ignore[misc]
     turns.recommend()
     assert told[0].startswith("start ['table-0.7'] sparing")
@@ -171,9 +206,9 @@ def test_a_run_goes_on_without_a_table_that_does_not_start(
     measured: list[str] = []
     monkeypatch.setattr(Turns, "_measure", lambda self, name, *_: measured.append(name))
     turns._fleet.left, turns._fleet.set_lengths = 99.0, lambda *_: None  # type: ignore[misc]
-    turns._later_round(0.7, 1, 1)
+    turns._later_round(ALIKE, 1, 1)
     assert set(measured) == {"drafts", "live"}
-    assert turns._table_state(0.7) == "failed"
+    assert turns._table_state(ALIKE) == "failed"
 
 
 @pytest.mark.parametrize("code", [0, 2])
@@ -188,9 +223,9 @@ def test_an_error_of_recommend_is_not_taken_for_advice_against_drafts(
         return SimpleNamespace(stdout="", stderr=text, returncode=2 if config else code)
 
     monkeypatch.setattr("benchmarks.draft_servers_turns.subprocess.run", answer)
-    turns = Turns(SimpleNamespace(head=None, say=told.append), (0.7,), (1,), tmp_path)  # type: ignore[arg-type]
-    turns._tables[0.7] = turns._asked("http://x", 0.7, None, "")
-    assert turns._table_state(0.7) == ("refused" if code else "none")
+    turns = Turns(SimpleNamespace(head=None, say=told.append), (ALIKE,), (1,), tmp_path)  # type: ignore[arg-type]
+    turns._tables[ALIKE] = turns._asked("http://x", ALIKE, None, "")
+    assert turns._table_state(ALIKE) == ("refused" if code else "none")
     assert ("recommend failed: Error: --draft-cost is needed" in told) == bool(code)
 
 
@@ -202,13 +237,14 @@ def test_fixed_lengths_alone_start_and_measure_nothing_else(
     fleet = SimpleNamespace(
         start=started.extend, speculation=lambda *_: [], left=99.0,
         run=lambda name: None, set_lengths=lambda *_: None,
+        shape=SimpleNamespace(prompt_tokens=256),
     )  # fmt: skip
     monkeypatch.setattr(Turns, "_measure", lambda self, name, policy, *_: measured.append(policy))
-    turns = Turns(fleet, (0.7,), (4,), tmp_path, alone=True)  # type: ignore[arg-type]
+    turns = Turns(fleet, (ALIKE,), (4,), tmp_path, alone=True)  # type: ignore[arg-type]
     turns.begin()
     turns.recommend()
-    turns._return_to(0.7)
-    turns._later_round(0.7, 4, 1)
+    turns._return_to(ALIKE)
+    turns._later_round(ALIKE, 4, 1)
     assert started == ["drafts"]
     assert sorted(measured) == [f"fixed:{k}" for k in FIXED]
     (found,) = points([row("fixed:1", 80.0), row("fixed:3", 100.0), row("fixed:3", 90.0)])
@@ -221,6 +257,7 @@ class Measured:
     """A fleet whose loads take the time of the real ones; rates by what is in force."""
 
     gpu, now = "0", 0.0
+    shape = SimpleNamespace(prompt_tokens=256)
 
     def __init__(self, rates: dict[str, float], left: float = 1e9) -> None:
         self.rates, self.left = rates, left
@@ -241,9 +278,9 @@ def turns_of(
     fleet: Measured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: bool
 ) -> tuple[Turns, list[float]]:
     """Turns whose loads are given, and the warm-ups that they are asked for."""
-    turns = Turns(fleet, (0.7,), (4, 16), tmp_path, **more)  # type: ignore[arg-type]
-    turns._tables = {0.7: {"num_speculative_tokens": 5}}
-    turns._at = {"drafts": 0.7, "live": 0.7}
+    turns = Turns(fleet, (ALIKE,), (4, 16), tmp_path, **more)  # type: ignore[arg-type]
+    turns._tables = {ALIKE: {"num_speculative_tokens": 5}}
+    turns._at = {"drafts": ALIKE, "live": ALIKE}
     warm_ups: list[float] = []
 
     def run(asked: SimpleNamespace, warm_up: float) -> SimpleNamespace:
@@ -267,13 +304,13 @@ def test_the_judged_policies_come_first_and_long_losers_are_left_out(
 ) -> None:
     rates = {"live": 97.0, "5": 99.0, "1": 80.0, "2": 100.0, "3": 94.0, "4": 90.0}
     turns, warm_ups = turns_of(Measured(rates), tmp_path, monkeypatch)
-    turns._first_round(0.7, 4, 1)
+    turns._first_round(ALIKE, 4, 1)
     rows = rows_of(tmp_path)
     assert [row["policy"] for row in rows] == ["live", "table", *(f"fixed:{k}" for k in FIXED)]
     assert [row["policy"] for row in rows if row.get("left_out")] == ["fixed:6", "fixed:8"]
     assert rows[1]["server"] == "drafts", "no other server has to start"
     assert set(warm_ups) == {FIRST_WARM_UP_SECONDS}
-    turns._later_round(0.7, 4, 1)
+    turns._later_round(ALIKE, 4, 1)
     again = rows_of(tmp_path)[len(rows) :]
     assert {row["policy"] for row in again} == {"live", "table", *(f"fixed:{k}" for k in FIXED[:4])}
     assert set(warm_ups[6:]) == {WARM_UP_SECONDS}, "each has been visited"
@@ -288,8 +325,8 @@ def test_the_judged_policies_are_measured_everywhere_when_time_is_short(
     rates = dict.fromkeys(("live", "5", *map(str, FIXED)), 90.0)
     fleet = Measured(rates, left=24.0)
     turns, _ = turns_of(fleet, tmp_path, monkeypatch)
-    turns._first_round(0.7, 4, 1)
-    turns._first_round(0.7, 16, 0)
+    turns._first_round(ALIKE, 4, 1)
+    turns._first_round(ALIKE, 16, 0)
     rows = rows_of(tmp_path)
     judged = [(r["policy"], r["batch_size"]) for r in rows if "fixed" not in r["policy"]]
     assert judged == [("live", 4), ("table", 4), ("live", 16), ("table", 16)]
@@ -302,7 +339,8 @@ def test_two_lengths_in_a_row_must_lose() -> None:
 
 
 def test_the_traffic_leaves_the_time_of_the_first_round(tmp_path: Path) -> None:
-    turns = Turns(SimpleNamespace(left=600.0), (0.7,), (4, 16), tmp_path)  # type: ignore[arg-type]
+    fleet = SimpleNamespace(left=600.0, shape=SimpleNamespace(prompt_tokens=256))
+    turns = Turns(fleet, (ALIKE,), (4, 16), tmp_path)  # type: ignore[arg-type]
     assert turns._traffic_scale(1) == TRAFFIC_SCALE
     first = turns._round_seconds()
     turns._fleet.left = first + 60.0  # type: ignore[misc]
