@@ -20,6 +20,8 @@ from vllm_nfp.types import State
 OFF = "off"
 THREADS, CONTROL_THREAD = "nfp-", "nfp-draft-control"
 """The names of the package's threads begin with the first; the draft control's has the second."""
+LONG_SECONDS = 1e-3
+"""A call of a hook that takes longer ran or prepared a probe, or waited for the interpreter."""
 
 
 class Parking:
@@ -152,11 +154,14 @@ class Hooks:
     def take_cost(self) -> dict[str, Any]:
         """What the hooks have taken the host since the last call, a step of the engine each."""
         calls = {name: sorted(found) for name, found in self._seconds.items() if found}
+        long = [one for found in calls.values() for one in found if one > LONG_SECONDS]
         self._seconds = {name: [] for name in self._seconds}
         before, self._counted = self._counted, self._counts()
         return {
             **{name: now - before.get(name, 0) for name, now in self._counted.items()},
             "seconds": sum(map(sum, calls.values())),
+            "long_seconds": sum(long),
+            "long_calls": len(long),
             "steps": max(map(len, calls.values()), default=0),
             "median_us": {n: round(1e6 * found[len(found) // 2], 1) for n, found in calls.items()},
         }

@@ -313,6 +313,9 @@ def test_hooks_come_and_go_and_tell_what_they_took(monkeypatch: pytest.MonkeyPat
     assert (cost["steps"], set(cost["median_us"])) == (2, {"before_step", "after_step"})
     assert 0.0 < cost["seconds"] < 1.0
     assert hooks.take_cost()["steps"] == 0
+    hooks._seconds["before_step"] = [1e-5, 2e-3, 3e-3]
+    cost = hooks.take_cost()
+    assert (cost["long_calls"], cost["long_seconds"]) == (2, pytest.approx(5e-3))
 
 
 def test_what_a_session_has_begun_rests_while_its_hooks_are_off(
