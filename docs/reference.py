@@ -210,7 +210,7 @@ def public_recipes() -> str:
 def measured_models() -> str:
     """NFP of the models that were run on GPUs, from their records."""
     sys.path.insert(0, str(FOLDER.parent))
-    from benchmarks.measured_models import section
+    from benchmarks.prediction.measured_models import section
 
     return section()
 

@@ -284,7 +284,7 @@ def profile_of_results(name: str) -> Profile:
     """The profile of a run on an H100, from its raw pairs."""
     # The scripts are no part of the installed package.
     sys.path.insert(0, str(ROOT))
-    from benchmarks import to_profile
+    from benchmarks.prediction import to_profile
 
     return to_profile.build(GPU_RESULTS, name)
 

@@ -11,7 +11,7 @@ from benchmarks.claims.depends import ANSWERING, SPENDING
 
 NO_SPREAD = "one run, no spread"
 RESULTS = "benchmarks/results/"
-COMMAND = "python -m benchmarks.at_defaults --out {out} --shape "
+COMMAND = "python -m benchmarks.answers.at_defaults --out {out} --shape "
 ROW = (
     "| {near} of {boundaries} | {held} | {error}, {error_p90} | {covered} of {points} | "
     "{good} of {drafts} | {worst} |"
@@ -21,7 +21,7 @@ COSTS = "| {host} | {gpu} | {startup} | {pairs}, {pieces} | {time} | {steps} |"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A recorded run of benchmarks.at_defaults.
+    """A recorded run of benchmarks.answers.at_defaults.
 
     Attributes:
         shape: its name and further arguments of the command.

@@ -48,7 +48,7 @@ HOOKING = (
 )
 """What a served step meets."""
 CONTROLLING = (*CHOOSING, "vllm_nfp/draft/live")
-TIMING_KERNELS = ("benchmarks/kernel_sweep.py", "vllm_nfp/calibrate")
+TIMING_KERNELS = ("benchmarks/prediction/kernel_sweep.py", "vllm_nfp/calibrate")
 PROBING = ("vllm_nfp/probe", "vllm_nfp/adapter/graph_place.py")
 """What could change an output."""
 STATES = (

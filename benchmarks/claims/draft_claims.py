@@ -46,7 +46,7 @@ def claims() -> Iterator[Claim]:
         "benchmarks/results/2026-11-26-h100-draft-lengths",
         Run(
             (
-                "python -m benchmarks.draft_lengths --shape qwen3-8b --layers 24 --kv-gib 30 "
+                "python -m benchmarks.drafts.lengths --shape qwen3-8b --layers 24 --kv-gib 30 "
                 "--plain-kv-gib 17 --long-batch 16 --out {out}",
             )
         ),
@@ -75,9 +75,9 @@ def claims() -> Iterator[Claim]:
         "benchmarks/results/2026-11-28-h200x4-at-defaults/table-graphs",
         Run(
             (
-                "python -m benchmarks.draft_servers --gpu 1:0.7:16,64 --alone --as-is "
+                "python -m benchmarks.drafts.servers --gpu 1:0.7:16,64 --alone --as-is "
                 "--watch-stalls --within {within} --out {out}/as-is",
-                "python -m benchmarks.draft_servers --gpu 1:0.7:16,64 --alone "
+                "python -m benchmarks.drafts.servers --gpu 1:0.7:16,64 --alone "
                 "--watch-stalls --within {within} --out {out}/mended",
             ),
             259,
@@ -137,7 +137,7 @@ def claims() -> Iterator[Claim]:
         "benchmarks/results/2026-11-29-h200-experts-turns",
         Run(
             (
-                "python -m benchmarks.verification_turns --shape qwen3-30b-a3b --layers 20 "
+                "python -m benchmarks.verification.turns --shape qwen3-30b-a3b --layers 20 "
                 "--traces benchmarks/results/2026-11-28-draft-traces-gpu/traces.npz --time-host "
                 "--within {within} --out {out}",
             ),
@@ -182,7 +182,7 @@ def _verification(
         f"benchmarks/results/2026-11-29-h200-cut-steps/{folder}",
         Run(
             (
-                f"python -m benchmarks.verification_turns --shape {shape} --most-requests 64 "
+                f"python -m benchmarks.verification.turns --shape {shape} --most-requests 64 "
                 "--traces benchmarks/results/2026-11-28-draft-traces-gpu/traces.npz --time-host "
                 "--within {within} --out {out}",
             ),

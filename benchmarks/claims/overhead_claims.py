@@ -9,7 +9,7 @@ from benchmarks.claims.claim import Claim, Planned, Quote, Run, each
 from benchmarks.claims.depends import HOOKING
 
 SAMPLED = "benchmarks/results/2026-11-25-h100-switched/sampled/"
-SWITCHED = "python -m benchmarks.switched --out {out} --within {within} --shape "
+SWITCHED = "python -m benchmarks.overhead.switched --out {out} --within {within} --shape "
 DENSE, EXPERTS = Run((SWITCHED + "qwen3-8b",), 2400), Run((SWITCHED + "qwen3-30b-a3b",), 2400)
 TWO_GPUS = Run(
     (

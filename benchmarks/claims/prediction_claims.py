@@ -10,8 +10,8 @@ from benchmarks.claims.depends import TIMING_KERNELS
 
 KERNELS = Run(
     (
-        "python -m benchmarks.kernel_sweep --out {out}",
-        "python -m benchmarks.whole_models --out {out}",
+        "python -m benchmarks.prediction.kernel_sweep --out {out}",
+        "python -m benchmarks.prediction.whole_models --out {out}",
     )
 )
 RESULTS = "benchmarks/results"
@@ -81,7 +81,7 @@ def claims() -> Iterator[Claim]:
         "{points} points of unseen sets",
         recompute_prediction.public,
         None,
-        Run(("python -m benchmarks.score_public curves.json",)),
+        Run(("python -m benchmarks.prediction.score_public curves.json",)),
         None,
         "2026-11-28",
         "public",

@@ -10,11 +10,11 @@ from benchmarks.claims.depends import STATES
 
 MODELS = "docs/models.md"
 WRITE_MODEL = (
-    'python -c "import sys, pathlib; from benchmarks.shapes import write_model; '
+    'python -c "import sys, pathlib; from benchmarks.serving.shapes import write_model; '
     "write_model(pathlib.Path(sys.argv[1]), 'qwen3-next-80b-a3b', 12)\" {out}/model"
 )
 TIME_STATES = (
-    "python -m benchmarks.shared_states {out}/model --batch-sizes 1,8,32 --positions 1,8 "
+    "python -m benchmarks.answers.shared_states {out}/model --batch-sizes 1,8,32 --positions 1,8 "
     '--engine-args \'{{"load_format": "dummy", "skip_tokenizer_init": true, "max_model_len": 4096, '
     '"gpu_memory_utilization": 0.7, "additional_config": {{"gdn_prefill_backend": "triton"}}}}\' '
     "--out {out}/shared-states.json"

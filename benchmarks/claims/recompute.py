@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.at_defaults_score import Score, scores_of
+from benchmarks.answers.at_defaults_score import Score, scores_of
+from benchmarks.answers.replay_score import all_shares, read_scores
 from benchmarks.claims.claim import Figures
-from benchmarks.claims.records import unpacked
-from benchmarks.draft_rates import STEADY, point_rows
-from benchmarks.draft_servers_score import LEFT_OUT, read_rows, stalls
-from benchmarks.replay_score import all_shares, read_scores
-from benchmarks.verification_table import (
+from benchmarks.drafts.rates import STEADY, point_rows
+from benchmarks.drafts.servers_score import LEFT_OUT, read_rows, stalls
+from benchmarks.hosts.records import unpacked
+from benchmarks.verification.table import (
     GOOD,
     MEASURED,
     Cell,
@@ -34,7 +34,7 @@ SHORT_US = 1000.0
 
 
 def at_defaults(record: Path) -> Figures:
-    """A run of benchmarks.at_defaults: right after the start, and after all of its traffic."""
+    """A run of ``at_defaults``: right after the start, and after all of its traffic."""
     with unpacked(record) as folder:
         scores = list(scores_of(folder))
     return {**_of_score("start_", scores[0]), **_of_score("", scores[-1])}
@@ -74,7 +74,7 @@ REPLAYED = {
 
 
 def replay(record: Path) -> Figures:
-    """A run of benchmarks.replay: all scores of each group of servers at each moment.
+    """A run of benchmarks.answers.replay: all scores of each group of servers at each moment.
 
     Those of the surface carry no name of a method, and those of all servers none of a group.
     """
@@ -107,7 +107,7 @@ def draft_lengths(record: Path) -> Figures:
 
 
 def verification(record: Path) -> Figures:
-    """A run of benchmarks.verification_turns: both adaptive ways and the best fixed lengths."""
+    """A run of benchmarks.verification.turns: both adaptive ways and the best fixed lengths."""
     (path,) = record.glob("verification-*.json.gz")
     held = cells(read_record(path)["rows"], in_turn=True)
     ratios, best = over_own(held), [*over_best(held, MEASURED).values()]
@@ -128,7 +128,7 @@ def verification(record: Path) -> Figures:
 
 
 def verification_earlier(record: Path) -> Figures:
-    """Two runs of benchmarks.verification_turns: the host's time added, and priced apart."""
+    """Two runs of benchmarks.verification.turns: the host's time added, and priced apart."""
     named: dict[str, str] = {}
     for folder, suffix in (("vllm-0.33", "_added"), ("vllm-0.32", "")):
         rows = read_record(record / folder / "verification-qwen3-30b-a3b.json.gz")["rows"]
@@ -184,7 +184,7 @@ def _passes(record: Path) -> Figures:
 
 
 def table_graphs(record: Path) -> Figures:
-    """Two runs of benchmarks.draft_servers: with vLLM's own choice of CUDA graphs, and mended."""
+    """Two runs of benchmarks.drafts.servers: with vLLM's own choice of CUDA graphs, and mended."""
     runs = {
         name: [row for row in read_rows(record / name) if not row.get(LEFT_OUT)]
         for name in ("as-is", "mended")
@@ -210,7 +210,7 @@ def table_graphs(record: Path) -> Figures:
 
 
 def shared_states(record: Path) -> Figures:
-    """A run of benchmarks.shared_states: states of each layer's own, and one set for all.
+    """A run of benchmarks.answers.shared_states: states of each layer's own, and one set for all.
 
     Raises:
         ValueError: if layers shared states that were to be apart, or the reverse, or a step was no

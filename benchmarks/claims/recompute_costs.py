@@ -6,20 +6,20 @@ import json
 from pathlib import Path
 
 from benchmarks.claims.claim import Figures
-from benchmarks.claims.records import unpacked
-from benchmarks.paired import Ratio
-from benchmarks.switched_summary import Compared, all_loads
+from benchmarks.hosts.records import unpacked
+from benchmarks.overhead.switched_summary import Compared, all_loads
+from benchmarks.serving.paired import Ratio
 from vllm_nfp.results import scrape
 
 MIB = 1 << 20
 SETTLED_SHARE = 0.25
-"""Part of a soak at its start that does not count, as benchmarks.soak has it."""
+"""Part of a soak at its start that does not count, as benchmarks.overhead.soak has it."""
 HOOKS, RAISED = "active", "raised"
 """The variants with probes at the defaults, and with more delayed steps."""
 
 
 def account(record: Path) -> Figures:
-    """A run of benchmarks.at_defaults: the probe's memory, its start, and what it counted."""
+    """A run of ``at_defaults``: the probe's memory, its start, and what it counted."""
     with unpacked(record, "*.prom*") as folder:
         first, *_, last = sorted(folder.glob("*.prom"), key=lambda path: path.stem != "start")
         start = scrape.read_samples(first.read_text(encoding="utf-8"))
@@ -46,7 +46,7 @@ def _value(samples: scrape.Samples, name: str, **labels: str) -> float:
 
 
 def switched(record: Path) -> Figures:
-    """A run of benchmarks.switched: every ratio, by figure, load in percent and variant.
+    """A run of benchmarks.overhead.switched: every ratio, by figure, load in percent and variant.
 
     Figures of the variant at the defaults carry no name of a variant.
     """
@@ -94,7 +94,7 @@ def _ms(value: float) -> str:
 
 
 def soak(record: Path) -> Figures:
-    """A run of benchmarks.soak."""
+    """A run of benchmarks.overhead.soak."""
     run = json.loads(record.read_text(encoding="utf-8"))
     samples, growth = run["samples"], run["growth"]
     kept = samples[int(SETTLED_SHARE * len(samples)) :]
@@ -115,7 +115,7 @@ def soak(record: Path) -> Figures:
 
 
 def two_engines(record: Path) -> Figures:
-    """A run of benchmarks.data_parallel: engines that take their steps together.
+    """A run of benchmarks.engines.data_parallel: engines that take their steps together.
 
     Raises:
         ValueError: if a token or a log-probability differed from those without the probe.
@@ -136,7 +136,7 @@ def two_engines(record: Path) -> Figures:
 
 
 def pictures(record: Path) -> Figures:
-    """A run of benchmarks.images: chats with pictures, probed and after the probe has ended.
+    """A run of ``images``: chats with pictures, probed and after the probe has ended.
 
     Raises:
         ValueError: if an answer differed, or did not depend on its picture.
@@ -159,7 +159,7 @@ def pictures(record: Path) -> Figures:
 
 
 def identity(record: Path) -> Figures:
-    """A run of benchmarks.graph_memory: an engine without the probe, and one with it.
+    """A run of benchmarks.memory.graph_memory: an engine without the probe, and one with it.
 
     Raises:
         ValueError: if a token or a log-probability differed.

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.claims.claim import Figures
-from benchmarks.score_public import Scored, score
-from benchmarks.validation_cells import Cell, all_cells
-from benchmarks.validation_outcomes import Outcome, can_miss, outcomes, summary
-from benchmarks.validation_page import errors_of, own_table, public_table
+from benchmarks.prediction.score_public import Scored, score
+from benchmarks.prediction.validation_cells import Cell, all_cells
+from benchmarks.prediction.validation_outcomes import Outcome, can_miss, outcomes, summary
+from benchmarks.prediction.validation_page import errors_of, own_table, public_table
 from vllm_nfp.principle import target_of
 from vllm_nfp.types import Module
 

@@ -12,9 +12,9 @@ PAGE = "docs/surface-results.md"
 MOMENTS = (0, 60, 600)
 GROUPS = ("recorded", "fitted", "others")
 SIMULATING = (
-    "benchmarks/replay.py",
-    "benchmarks/replay_methods.py",
-    "benchmarks/replay_recorded.py",
+    "benchmarks/answers/replay.py",
+    "benchmarks/answers/replay_methods.py",
+    "benchmarks/answers/replay_recorded.py",
 )
 
 
@@ -33,8 +33,8 @@ def claims() -> Iterator[Claim]:
         "benchmarks/results/2026-11-29-replay",
         Run(
             (
-                "python -m benchmarks.replay benchmarks/results --method surface,prior --seeds 3 "
-                "--out {out}",
+                "python -m benchmarks.answers.replay benchmarks/results --method surface,prior "
+                "--seeds 3 --out {out}",
             )
         ),
         "c743552",

@@ -9,7 +9,7 @@ from benchmarks.claims.claim import Claim, Planned, Quote, Run
 from benchmarks.claims.depends import HOOKING, PROBING
 
 RESULTS = "benchmarks/results/"
-SOAK = "python -m benchmarks.soak --out {out} --minutes 60 "
+SOAK = "python -m benchmarks.overhead.soak --out {out} --minutes 60 "
 
 
 def claims() -> Iterator[Claim]:
@@ -26,7 +26,7 @@ def claims() -> Iterator[Claim]:
         RESULTS + "2026-11-29-soak-cpu-paced/soak.json",
         Run(
             (
-                "python -m benchmarks.soak --out {out} --minutes 26 --real --flags "
+                "python -m benchmarks.overhead.soak --out {out} --minutes 26 --real --flags "
                 "'--max-model-len 2048 --speculative-config "
                 '{{"method":"ngram","num_speculative_tokens":3,"prompt_lookup_max":4}}\'',
             )
@@ -51,7 +51,7 @@ def claims() -> Iterator[Claim]:
         "{prompts} prompts of {tokens} tokens, {meanwhile} pairs meanwhile",
         recompute_costs.two_engines,
         RESULTS + "2026-11-28-h200x2-alike/data-parallel",
-        Run(("python -m benchmarks.data_parallel --table-seconds 30 --out {out}",)),
+        Run(("python -m benchmarks.engines.data_parallel --table-seconds 30 --out {out}",)),
         "bb127de",
         "2026-11-28",
         "2 H200, vLLM 0.33.0",
@@ -72,7 +72,7 @@ def claims() -> Iterator[Claim]:
         "picture were answered",
         recompute_costs.pictures,
         RESULTS + "2026-11-28-h200-fp8-images/images",
-        Run(("python -m benchmarks.images --out {out}",)),
+        Run(("python -m benchmarks.engines.images --out {out}",)),
         "4851083",
         "2026-11-28",
         "H200, vLLM 0.33.0",
@@ -95,7 +95,7 @@ def claims() -> Iterator[Claim]:
         RESULTS + "2026-11-29-four-engines-cpu/four-engines",
         Run(
             (
-                "env PYTHONPATH=tests/engine python -m benchmarks.data_parallel --trial "
+                "env PYTHONPATH=tests/engine python -m benchmarks.engines.data_parallel --trial "
                 "--engines 4 --limit-seconds 900 --out {out}",
             )
         ),
@@ -130,7 +130,7 @@ def _identity(
         "{pairs} pairs",
         recompute_costs.identity,
         f"{RESULTS}{folder}/graph-memory-qwen3-8b.json",
-        Run(("python -m benchmarks.graph_memory --shape qwen3-8b --layers 36 --out {out}",)),
+        Run(("python -m benchmarks.memory.graph_memory --shape qwen3-8b --layers 36 --out {out}",)),
         commit,
         date,
         gpu,

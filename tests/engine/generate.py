@@ -92,8 +92,8 @@ def as_embeddings(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
 def as_text(model: Path, wanted: list[list[int]]) -> list[dict[str, Any]]:
     """As many texts: chat, code and copying."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from benchmarks.eagle_prompts import TASKS
-    from benchmarks.eagle_prompts import prompts as texts
+    from benchmarks.serving.eagle_prompts import TASKS
+    from benchmarks.serving.eagle_prompts import prompts as texts
 
     each = len(wanted) // len(TASKS)
     return [{"prompt": text} for task in TASKS for text in texts(task, each, held_out=True)]

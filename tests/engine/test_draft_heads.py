@@ -10,8 +10,9 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import draft_models, shapes
-from benchmarks.draft_plan import Settings
+from benchmarks.drafts import models as draft_models
+from benchmarks.drafts.plan import Settings
+from benchmarks.serving import shapes
 
 pytestmark = pytest.mark.engine
 

@@ -23,7 +23,7 @@ from vllm_nfp.results.scrape import find_samples
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import soak
+from benchmarks.overhead import soak
 
 pytestmark = pytest.mark.engine
 

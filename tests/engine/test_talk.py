@@ -10,14 +10,14 @@ from conftest import ROOT
 from programs import result_of
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import talk
+from benchmarks.serving import talk
 
 pytestmark = pytest.mark.engine
 
 TALK = """
 import json, sys
 from pathlib import Path
-from benchmarks import shapes, talk
+from benchmarks.serving import shapes, talk
 from vllm_nfp.adapter.engines import start_engine, worker_of
 
 llm = start_engine(shapes.write_model(Path(sys.argv[1]), sys.argv[2]), dict(
@@ -41,7 +41,8 @@ def test_greedy_tokens_walk_the_cycle(shape: str, tmp_path: Path) -> None:
 DRAFT = """
 import json, sys
 from pathlib import Path
-from benchmarks import draft_models, shapes, talk
+from benchmarks.drafts import models as draft_models
+from benchmarks.serving import shapes, talk
 from vllm_nfp.adapter.engines import start_engine, worker_of
 
 method, folder = sys.argv[2], Path(sys.argv[1])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from benchmarks import shapes
+from benchmarks.serving import shapes
 
 SHAPE, LAYERS, DRAFTS = "qwen3-1.7b", 8, 4
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TypeVar
 
-from benchmarks.shapes import SHAPES
+from benchmarks.serving.shapes import SHAPES
 from vllm_nfp.config import ProbeConfig
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.principle.graphs import CapturedGraphs

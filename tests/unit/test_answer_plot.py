@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("matplotlib")
 
-from benchmarks import answer_plot
+from benchmarks.claims import answer_plot
 from benchmarks.claims.at_defaults_claims import RESULTS
 
 

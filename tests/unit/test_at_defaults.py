@@ -16,8 +16,8 @@ import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, generate_latest
 
-from benchmarks import at_defaults
-from benchmarks.at_defaults_score import scores_of
+from benchmarks.answers import at_defaults
+from benchmarks.answers.at_defaults_score import scores_of
 from tests.unit.test_profile import ENVIRONMENT
 from vllm_nfp import measure
 from vllm_nfp.cli import main as main_command
@@ -196,8 +196,8 @@ def test_the_truth_follows_the_probe_in_the_place_of_its_graphs(
 
     # Imported by workers alone: it hooks sessions, which this undoes.
     monkeypatch.setattr(Session, "after_warm_up", Session.after_warm_up)
-    monkeypatch.delitem(sys.modules, "benchmarks.truth_extension", raising=False)
-    extension = importlib.import_module("benchmarks.truth_extension")
+    monkeypatch.delitem(sys.modules, "benchmarks.answers.truth_extension", raising=False)
+    extension = importlib.import_module("benchmarks.answers.truth_extension")
     told: list[Any] = []
     noted: list[Any] = []
     monkeypatch.setattr(engine, "written_blocks", lambda *_: "nothing")

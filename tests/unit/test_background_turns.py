@@ -12,9 +12,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks.background_turns import kinds
-from benchmarks.overhead_summary import Turn
-from benchmarks.switched_summary import BUSY_SHARE
+from benchmarks.overhead.background_turns import kinds
+from benchmarks.overhead.overhead_summary import Turn
+from benchmarks.overhead.switched_summary import BUSY_SHARE
 
 SECONDS = 0.5
 BUSY_SECONDS = BUSY_SHARE * SECONDS

@@ -19,22 +19,19 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import (
-    environment,
+from benchmarks.hosts import environment
+from benchmarks.hosts.flag_text import split_flags
+from benchmarks.overhead import overhead, overhead_summary, probe_account, soak
+from benchmarks.serving import (
     load,
     load_result,
-    overhead,
-    overhead_summary,
     paired,
-    probe_account,
     saturation,
     server,
     shapes,
-    soak,
     traffic,
     user_traffic,
 )
-from benchmarks.flag_text import split_flags
 from vllm_nfp.start import ports
 from vllm_nfp.start import server as start_server
 from vllm_nfp.start.process import ProcessError, vllm_environment

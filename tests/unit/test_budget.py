@@ -186,7 +186,7 @@ def most_within(places: list[int], window: int) -> int:
 def test_a_busy_healthy_server_buys_pairs_and_delays_no_more_than_it_may(
     streams: int, prompt: int, tokens: int
 ) -> None:
-    """As ``benchmarks/user_traffic.py`` sends them, but at random moments."""
+    """As ``benchmarks/serving/user_traffic.py`` sends them, but at random moments."""
     server = Server(prompt, streams, tokens)
     server.serve(240.0)
     allowed = STEP_SHARE * server.decodes

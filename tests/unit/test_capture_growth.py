@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.capture_growth import MIB, recorded
+from benchmarks.memory.capture_growth import MIB, recorded
 from vllm_nfp.adapter.graph_place import GraphPlace
 from vllm_nfp.probe.capture import Capturer
 from vllm_nfp.probe.cuda_graph import GraphPool

@@ -297,7 +297,7 @@ def test_the_command_refuses_in_a_sentence(files: dict[str, str], tmp_path: Path
 def test_two_halves_of_one_gpu_run_do_not_differ(name: str) -> None:
     """Odd and even pairs of the same server: whatever is called significant here is an error."""
     sys.path.insert(0, str(ROOT))  # the scripts are no part of the installed package
-    from benchmarks import to_profile
+    from benchmarks.prediction import to_profile
 
     halves = [to_profile.build(GPU_RESULTS, name, slice(start, None, 2)) for start in (0, 1)]
     found = compare(*halves)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import cost_width
-from benchmarks.cost_width import Choice
+from benchmarks.answers import cost_width
+from benchmarks.answers.cost_width import Choice
 from vllm_nfp.draft.cost_rows import WIDEST
 
 BINS = tuple(zip(cost_width.ENDS, cost_width.ENDS[1:], strict=False))

@@ -1,4 +1,4 @@
-"""benchmarks/data_parallel.py: what its servers are started with."""
+"""benchmarks/engines/data_parallel.py: what its servers are started with."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.data_parallel import keep_engines, plans, same_pairs
-from benchmarks.table_servers import Session
-from benchmarks.tensor_parallel import TABLE
+from benchmarks.engines.data_parallel import keep_engines, plans, same_pairs
+from benchmarks.engines.tensor_parallel import TABLE
+from benchmarks.serving.table_servers import Session
 
 
 def test_engines_share_the_experts_and_only_one_server_has_the_probe() -> None:

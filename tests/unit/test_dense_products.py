@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from conftest import ROOT
 
-from benchmarks.dense_products import Timed, by_tokens, own_timings, repeated
-from benchmarks.public_seconds import dense_seconds
+from benchmarks.prediction.dense_products import Timed, by_tokens, own_timings, repeated
+from benchmarks.prediction.public_seconds import dense_seconds
 from vllm_nfp.principle import target_of
 
 SIZES = {"hidden": 4096, "inter": 14336, "tp": 1, "dtype": "bfloat16"}

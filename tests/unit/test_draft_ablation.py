@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import draft_ablation
-from benchmarks.draft_plan import LENGTHS
-from benchmarks.draft_scenarios import (
+from benchmarks.drafts import ablation as draft_ablation
+from benchmarks.drafts.plan import LENGTHS
+from benchmarks.drafts.scenarios import (
     SCENARIOS,
     Curves,
     Recording,

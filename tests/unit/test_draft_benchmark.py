@@ -16,17 +16,15 @@ from click.testing import CliRunner
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import (
-    draft_engine,
-    draft_lengths,
-    draft_models,
-    draft_plan,
-    draft_rates,
-    draft_run,
-    draft_times,
-    shapes,
-)
-from benchmarks.draft_cost import draft_cost
+from benchmarks.drafts import engine as draft_engine
+from benchmarks.drafts import lengths as draft_lengths
+from benchmarks.drafts import models as draft_models
+from benchmarks.drafts import plan as draft_plan
+from benchmarks.drafts import rates as draft_rates
+from benchmarks.drafts import run as draft_run
+from benchmarks.drafts import times as draft_times
+from benchmarks.drafts.cost import draft_cost
+from benchmarks.serving import shapes
 from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.demand import FREE, DraftCost
 

@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import draft_replay, draft_times
-from benchmarks.draft_plan import ACCEPTANCES, LENGTHS, step_times
+from benchmarks.drafts import replay as draft_replay
+from benchmarks.drafts import times as draft_times
+from benchmarks.drafts.plan import ACCEPTANCES, LENGTHS, step_times
 from vllm_nfp.draft import StepCurve
 from vllm_nfp.draft.inputs import source_of
 

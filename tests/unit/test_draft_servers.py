@@ -14,13 +14,12 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT))
 import itertools
 
-from benchmarks import talk
-from benchmarks.draft_acceptance import Acceptance, read_acceptance
-from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
-from benchmarks.draft_servers import GpuPlan, kv_gib_of, read_plan
-from benchmarks.draft_servers_rates import counted, counted_rates
-from benchmarks.draft_servers_score import points, summary
-from benchmarks.draft_servers_turns import (
+from benchmarks.drafts.acceptance import Acceptance, read_acceptance
+from benchmarks.drafts.fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
+from benchmarks.drafts.servers import GpuPlan, kv_gib_of, read_plan
+from benchmarks.drafts.servers_rates import counted, counted_rates
+from benchmarks.drafts.servers_score import points, summary
+from benchmarks.drafts.servers_turns import (
     AGAIN_SCALE,
     FIRST_WARM_UP_SECONDS,
     TRAFFIC_SCALE,
@@ -28,7 +27,8 @@ from benchmarks.draft_servers_turns import (
     Turns,
     lost,
 )
-from benchmarks.traffic import Load, request_bodies
+from benchmarks.serving import talk
+from benchmarks.serving.traffic import Load, request_bodies
 from vllm_nfp.start.process import ProcessError
 
 ALIKE = Acceptance(0.7, 0.7)
@@ -222,7 +222,7 @@ def test_an_error_of_recommend_is_not_taken_for_advice_against_drafts(
         text = "Error: --draft-cost is needed"
         return SimpleNamespace(stdout="", stderr=text, returncode=2 if config else code)
 
-    monkeypatch.setattr("benchmarks.draft_servers_turns.subprocess.run", answer)
+    monkeypatch.setattr("benchmarks.drafts.servers_turns.subprocess.run", answer)
     turns = Turns(SimpleNamespace(head=None, say=told.append), (ALIKE,), (1,), tmp_path)  # type: ignore[arg-type]
     turns._tables[ALIKE] = turns._asked("http://x", ALIKE, None, "")
     assert turns._table_state(ALIKE) == ("refused" if code else "none")
@@ -290,7 +290,7 @@ def turns_of(
         found = {"tokens_per_second": fleet.rates[str(length)], "silent_seconds": 0.0}
         return SimpleNamespace(summary=lambda: found)
 
-    monkeypatch.setattr("benchmarks.draft_servers_turns.load.run", run)
+    monkeypatch.setattr("benchmarks.drafts.servers_turns.load.run", run)
     monkeypatch.setattr(Turns, "_load", lambda *_: None)
     return turns, warm_ups
 

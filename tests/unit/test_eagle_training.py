@@ -18,12 +18,13 @@ import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import eagle_answers, eagle_head, eagle_prompts, eagle_train
-from benchmarks.eagle_answers import Answer
-from benchmarks.eagle_head import Clock, Sizes, generate
-from benchmarks.eagle_model import UNROLLED, Head, HeadShape, counted
-from benchmarks.eagle_train import RATE, WARM_UP, learning_rate, train_head
-from benchmarks.traces import AnswerTrace, read_traces
+from benchmarks.serving import eagle_prompts
+from benchmarks.serving.traces import AnswerTrace, read_traces
+from benchmarks.verification import eagle_answers, eagle_head, eagle_train
+from benchmarks.verification.eagle_answers import Answer
+from benchmarks.verification.eagle_head import Clock, Sizes, generate
+from benchmarks.verification.eagle_model import UNROLLED, Head, HeadShape, counted
+from benchmarks.verification.eagle_train import RATE, WARM_UP, learning_rate, train_head
 
 SIZES = Sizes(4, 2, 16, 20, 1, 4, 1, 16)
 

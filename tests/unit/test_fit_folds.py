@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.compare_constants import exchanged, profile_errors
-from benchmarks.fit_folds import Folded, errors_with, folded, table
-from benchmarks.fit_public import Fit, fits, fitted
-from benchmarks.public_seconds import dense_seconds
-from benchmarks.public_sets import family_of, is_seen, model_of
-from benchmarks.split_constants import split_target
+from benchmarks.prediction.compare_constants import exchanged, profile_errors
+from benchmarks.prediction.fit_folds import Folded, errors_with, folded, table
+from benchmarks.prediction.fit_public import Fit, fits, fitted
+from benchmarks.prediction.public_seconds import dense_seconds
+from benchmarks.prediction.public_sets import family_of, is_seen, model_of
+from benchmarks.prediction.split_constants import split_target
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.collective import BOUNDS, all_reduce_seconds
 from vllm_nfp.principle.tiled import TiledConstants

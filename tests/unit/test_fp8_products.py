@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from conftest import ROOT
 
-from benchmarks.fp8_products import medians, ratios
-from benchmarks.shapes import SHAPES
-from benchmarks.steps_again import unpacked
+from benchmarks.answers.fp8_products import medians, ratios
+from benchmarks.answers.steps_again import unpacked
+from benchmarks.serving.shapes import SHAPES
 from vllm_nfp.principle import shape_from_config, target_of
 
 RESULTS = ROOT / "benchmarks" / "results"

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.host_parts import HostParts, follow_runner
+from benchmarks.verification.host_parts import HostParts, follow_runner
 
 
 def test_calls_are_timed_with_what_they_call_and_those_that_fail() -> None:

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import host_parts, host_speed
+from benchmarks.verification import host_parts, host_speed
 
 
 def row(contender: str, requests: int, common: float, host: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The pure parts of benchmarks/images.py: no server, no GPU."""
+"""The pure parts of benchmarks/engines/images.py: no server, no GPU."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from benchmarks import shapes, vision_files
-from benchmarks.images import GPU, TRIAL, Chat, ImageSession, Mixed, Scale, compare, plan_of
+from benchmarks.engines.images import GPU, TRIAL, Chat, ImageSession, Mixed, Scale, compare, plan_of
+from benchmarks.serving import shapes, vision_files
 
 CHATS = (Chat(3, 1), Chat(3, 2, (1,)), Chat(3, 2, (2,)))
 
@@ -113,7 +113,7 @@ def test_pictures_differ_by_seed_and_have_whole_tokens() -> None:
 
 def test_layers_get_different_weights_the_same_each_time() -> None:
     torch = pytest.importorskip("torch")
-    from benchmarks.wide_weights import SPREAD, widen
+    from benchmarks.serving.wide_weights import SPREAD, widen
 
     def widened() -> dict[str, Any]:
         model = torch.nn.ModuleDict(
@@ -139,7 +139,7 @@ def test_the_probe_is_ended_in_every_session() -> None:
     pytest.importorskip("torch")
     from vllm_nfp.session.session import Session
 
-    name = "benchmarks.truth_extension"
+    name = "benchmarks.answers.truth_extension"
     # The module changes the class when it is imported.
     with mock.patch.object(Session, "after_warm_up"), mock.patch.dict(sys.modules):
         sys.modules.pop(name, None)

@@ -1,8 +1,8 @@
-"""benchmarks/large_reserves.py: who made PyTorch reserve large pieces."""
+"""benchmarks/memory/large_reserves.py: who made PyTorch reserve large pieces."""
 
 from __future__ import annotations
 
-from benchmarks.large_reserves import FRAMES, large_reserves, recorded
+from benchmarks.memory.large_reserves import FRAMES, large_reserves, recorded
 
 
 def test_large_pieces_are_told_with_the_innermost_calls() -> None:

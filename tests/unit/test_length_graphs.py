@@ -29,8 +29,8 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator import (
 )
 from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-from benchmarks import length_graphs as benchmark
-from benchmarks.draft_fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
+from benchmarks.drafts.fleet import EACH_LENGTH, FIXED, MAX_NUM_SEQS
+from benchmarks.serving import length_graphs as benchmark
 from vllm_nfp import releases
 from vllm_nfp.adapter import draft_lengths, hooks, length_graphs, versions
 from vllm_nfp.adapter.patch import PatchSet

@@ -14,9 +14,11 @@ from click.testing import CliRunner
 # The scripts are no part of the installed package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks import environment, lora_cost, shapes
-from benchmarks.graph_times import GraphTimes, Replay, steady
-from benchmarks.lora_cost import LAST, LONG, SHORT, Side, row_of, side_of, told
+from benchmarks.hosts import environment
+from benchmarks.overhead import lora_cost
+from benchmarks.overhead.lora_cost import LAST, LONG, SHORT, Side, row_of, side_of, told
+from benchmarks.serving import shapes
+from benchmarks.serving.graph_times import GraphTimes, Replay, steady
 from vllm_nfp.probe.launcher import HEAD_START_SECONDS
 from vllm_nfp.timing.clock import Mark
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.measured_models import RECORDS, section
+from benchmarks.prediction.measured_models import RECORDS, section
 
 
 def test_every_record_has_its_rows_and_says_how_it_was_made() -> None:

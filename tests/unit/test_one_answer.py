@@ -554,7 +554,7 @@ def test_a_disabled_probe_recommends_nothing_for_traffic_it_does_not_see(
 def test_predictions_are_the_same_in_predict_recommend_profile_and_metrics(
     dense_profile: Profile, tmp_path: Path
 ) -> None:
-    from benchmarks.shapes import SHAPES
+    from benchmarks.serving.shapes import SHAPES
 
     config = {**SHAPES["qwen3-8b"], "num_hidden_layers": dense_profile.model.num_layers}
     sizes, contexts = dense_profile.probe.batch_sizes, dense_profile.probe.contexts

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.pairs_again import ROUNDS, main
+from benchmarks.answers.pairs_again import ROUNDS, main
 
 RUN = ROOT / "benchmarks" / "results" / "2026-11-28-h200x4-at-defaults" / "moe-again"
 

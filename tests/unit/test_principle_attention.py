@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.score_attention import Boundary, boundary, score
+from benchmarks.prediction.score_attention import Boundary, boundary, score
 from vllm_nfp.calibrate.errors import FitError
 from vllm_nfp.calibrate.fit_attention import (
     AttentionCurve,

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import environment, product_memory
-from benchmarks.soak import STEADY_MEMORY
+from benchmarks.hosts import environment
+from benchmarks.memory import product_memory
+from benchmarks.overhead.soak import STEADY_MEMORY
 
 
 def test_every_process_walks_the_same_counts() -> None:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("vllm")
 pytest.importorskip("aiohttp")
 
-from benchmarks import publish_cost, serving_stalls
+from benchmarks.overhead import publish_cost, serving_stalls
 from vllm_nfp.give_way import serving
 from vllm_nfp.results.snapshot import read_snapshot
 from vllm_nfp.timing import StepTimes

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("scipy")
 
-from benchmarks import score_communication as script
-from benchmarks import shapes
+from benchmarks.prediction import score_communication as script
+from benchmarks.serving import shapes
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.collective import LinkConstants, all_reduce_seconds
 

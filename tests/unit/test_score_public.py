@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.public_routing import Drawn, dealt_rows
-from benchmarks.public_sets import usable_points
-from benchmarks.public_tiles import release_of, timed_config
-from benchmarks.score_public import main, score, within
+from benchmarks.prediction.public_routing import Drawn, dealt_rows
+from benchmarks.prediction.public_sets import usable_points
+from benchmarks.prediction.public_tiles import release_of, timed_config
+from benchmarks.prediction.score_public import main, score, within
 from vllm_nfp.principle import target_of
 from vllm_nfp.principle.collective import all_reduce_seconds
 

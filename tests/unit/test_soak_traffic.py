@@ -21,9 +21,11 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import environment, load, server, shapes, soak, soak_traffic
-from benchmarks.server import Spec
-from benchmarks.traffic import Load
+from benchmarks.hosts import environment
+from benchmarks.overhead import soak, soak_traffic
+from benchmarks.serving import load, server, shapes
+from benchmarks.serving.server import Spec
+from benchmarks.serving.traffic import Load
 
 BASE = Load("http://x", "m", 1000, 1, 64, 64, seconds=6.0)
 

@@ -13,13 +13,13 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import stall_watch
-from benchmarks.stall_watch import StallWatch
+from benchmarks.serving import stall_watch
+from benchmarks.serving.stall_watch import StallWatch
 
 SERVED = """
 import time
 from types import SimpleNamespace
-from benchmarks.stall_watch import StallWatch
+from benchmarks.serving.stall_watch import StallWatch
 
 class Worker:
     def execute_model(self, scheduled):
@@ -56,7 +56,7 @@ def test_the_log_names_the_function_that_kept_the_next_step_waiting() -> None:
 
 def test_long_collections_alone_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("benchmarks.stall_watch.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("benchmarks.serving.stall_watch.time.monotonic", lambda: now[0])
     with (tmp_path / "log").open("wb") as file:
         watch = StallWatch(file.fileno(), counters=dict)
         for seconds in (0.01, 0.7):

@@ -14,9 +14,12 @@ from test_verification_compare import RECORDED, only_stream
 
 sys.path.insert(0, str(ROOT))
 pytest.importorskip("aiohttp")
-from benchmarks import step_timeline, verification_compare, verification_load, verification_turns
-from benchmarks.timeline_steps import MARK, Event, events_of, steps_of, table, told
-from benchmarks.traces import write_traces
+from benchmarks.serving.traces import write_traces
+from benchmarks.verification import compare as verification_compare
+from benchmarks.verification import load as verification_load
+from benchmarks.verification import step_timeline
+from benchmarks.verification import turns as verification_turns
+from benchmarks.verification.timeline_steps import MARK, Event, events_of, steps_of, table, told
 
 
 def traced(*events: tuple[str, float, float], category: str = "kernel") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.steps_again import (
+from benchmarks.answers.steps_again import (
     MOMENTS,
     SCATTER,
     bare_shapes,

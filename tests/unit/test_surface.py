@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.shapes import SHAPES
+from benchmarks.serving.shapes import SHAPES
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.principle.cost import Cost
 from vllm_nfp.principle.graphs import CapturedGraphs

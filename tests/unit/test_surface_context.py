@@ -10,7 +10,7 @@ import pytest
 from test_surface import POSITIONS
 from test_surface_server import pair
 
-from benchmarks.shapes import SHAPES
+from benchmarks.serving.shapes import SHAPES
 from vllm_nfp.principle import Serving, shape_from_config, target_of
 from vllm_nfp.surface import (
     RECORDED,

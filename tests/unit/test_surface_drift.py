@@ -34,7 +34,7 @@ from vllm_nfp.surface.whole_step import both_steps
 from vllm_nfp.types import Module, PairResult, Shape
 
 sys.path.insert(0, str(ROOT))
-from benchmarks import replay_pairs
+from benchmarks.answers import replay_pairs
 
 __all__ = ["prior"]
 DECISIONS = Decisions(POSITIONS, (0.05, 0.1, 0.2))

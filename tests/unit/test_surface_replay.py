@@ -11,11 +11,11 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks.replay import METHODS, replay
-from benchmarks.replay_fit import hyperparameters_from, name_of
-from benchmarks.replay_methods import pair_seconds, true_boundary
-from benchmarks.replay_recorded import Cell, Server, all_servers
-from benchmarks.replay_score import Score, score
+from benchmarks.answers.replay import METHODS, replay
+from benchmarks.answers.replay_fit import hyperparameters_from, name_of
+from benchmarks.answers.replay_methods import pair_seconds, true_boundary
+from benchmarks.answers.replay_recorded import Cell, Server, all_servers
+from benchmarks.answers.replay_score import Score, score
 from vllm_nfp.surface import QUANTIZED, RECORDED, recorded_for
 from vllm_nfp.types import Module, Shape
 
@@ -112,7 +112,7 @@ class _Drafts:
 def test_a_draft_length_between_recorded_ones_takes_the_longer_step(
     servers: dict[str, Server], monkeypatch: pytest.MonkeyPatch, length: int, share: float
 ) -> None:
-    monkeypatch.setattr("benchmarks.replay_score.ACCEPTANCES", (0.5,))
+    monkeypatch.setattr("benchmarks.answers.replay_score.ACCEPTANCES", (0.5,))
     known = {(Module.MODEL, 1, 1024): (1.0, 1.0, 1.0)}
     server = replace(servers["dense"], positions={(1, 1024): (1, 4, 8)}, seconds=known, spread={})
     empty = Score("fixed", "dense", "dense", False, 0.0, 0)

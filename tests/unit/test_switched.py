@@ -24,14 +24,15 @@ from click.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 pytest.importorskip("aiohttp")
 
-from benchmarks import switched, switched_core, switched_summary, traffic
-from benchmarks.hooks import OFF, Hooks, background_seconds, require_active
-from benchmarks.overhead_summary import Turn
-from benchmarks.resident import Growth, StageGrowth, gpu_kinds, kinds, mappings, resident
-from benchmarks.switched_board import Board, CoreCost
-from benchmarks.switched_core import Watched
-from benchmarks.switched_drafts import Drafts
-from benchmarks.switched_spec import spec_of
+from benchmarks.overhead import switched, switched_core, switched_summary
+from benchmarks.overhead.hooks import OFF, Hooks, background_seconds, require_active
+from benchmarks.overhead.overhead_summary import Turn
+from benchmarks.overhead.resident import Growth, StageGrowth, gpu_kinds, kinds, mappings, resident
+from benchmarks.overhead.switched_board import Board, CoreCost
+from benchmarks.overhead.switched_core import Watched
+from benchmarks.overhead.switched_drafts import Drafts
+from benchmarks.overhead.switched_spec import spec_of
+from benchmarks.serving import traffic
 from vllm_nfp import give_way
 from vllm_nfp.config import config_from_mapping
 
@@ -405,7 +406,10 @@ def test_a_turn_is_charged_what_came_since_the_switch() -> None:
 
 def test_the_client_watches_no_captures() -> None:
     """The extension hooks its process as it is imported: workers alone may import it."""
-    code = "import sys, benchmarks.switched; print('benchmarks.worker_extension' in sys.modules)"
+    code = (
+        "import sys, benchmarks.overhead.switched; "
+        "print('benchmarks.overhead.worker_extension' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

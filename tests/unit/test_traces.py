@@ -13,11 +13,8 @@ import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
-from benchmarks.eagle_checkpoint import load, save
-from benchmarks.eagle_model import UNROLLED, Head, HeadShape
-from benchmarks.eagle_prompts import TASKS, prompts
-from benchmarks.eagle_record import record_answer
-from benchmarks.traces import (
+from benchmarks.serving.eagle_prompts import TASKS, prompts
+from benchmarks.serving.traces import (
     AnswerTrace,
     TraceError,
     acceptance_by_position,
@@ -27,6 +24,9 @@ from benchmarks.traces import (
     visited,
     write_traces,
 )
+from benchmarks.verification.eagle_checkpoint import load, save
+from benchmarks.verification.eagle_model import UNROLLED, Head, HeadShape
+from benchmarks.verification.eagle_record import record_answer
 
 
 def trace(task: str, accepted: list[int], log_odds: list[list[float]]) -> AnswerTrace:

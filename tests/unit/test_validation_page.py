@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.score_public import Scored
-from benchmarks.validation_cells import Cell
-from benchmarks.validation_page import own_rows, public_rows, write_page
+from benchmarks.prediction.score_public import Scored
+from benchmarks.prediction.validation_cells import Cell
+from benchmarks.prediction.validation_page import own_rows, public_rows, write_page
 from vllm_nfp.types import Module
 
 CELL = Cell(
@@ -23,7 +23,7 @@ DENSE = Scored(
     np.array([1.0, 2, 4, 8]), np.array([1.0, 1.0, 1.15, 1.4]), np.array([1.0, 1.0, 1.04, 1.4]),
 )  # fmt: skip
 MARKS = "".join(
-    f"<!-- {mark}: written by benchmarks.validate -->old<!-- end of {mark} -->\n"
+    f"<!-- {mark}: written by benchmarks.prediction.validate -->old<!-- end of {mark} -->\n"
     for mark in ("own", "public")
 )
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import verification_answers
-from benchmarks.verification_answers import Prices
+from benchmarks.verification import answers as verification_answers
+from benchmarks.verification.answers import Prices
 from vllm_nfp.draft.curve import StepCurve
 
-RESULTS = Path(verification_answers.__file__).parent / "results"
+RESULTS = Path(verification_answers.__file__).parents[1] / "results"
 TURNS = RESULTS / "2026-11-29-h200-gates" / "turns"
 TRACES = RESULTS / "2026-11-28-draft-traces-gpu" / "traces.npz"
 

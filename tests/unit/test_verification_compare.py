@@ -17,21 +17,18 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT))
 pytest.importorskip("aiohttp")
-from benchmarks import (
-    server,
-    shapes,
-    verification_compare,
-    verification_load,
-    verification_plan,
-    verification_servers,
-    verification_table,
-)
-from benchmarks.load import LoadError
-from benchmarks.load_result import Trace
-from benchmarks.traces import AnswerTrace, write_traces
-from benchmarks.verification_load import Point, speed
-from benchmarks.verification_replay import Replay, install, own_costs
-from benchmarks.verification_streams import CHUNK, FIRST_TOKEN, Streams, make_streams, prompt_of
+from benchmarks.serving import server, shapes
+from benchmarks.serving.load import LoadError
+from benchmarks.serving.load_result import Trace
+from benchmarks.serving.traces import AnswerTrace, write_traces
+from benchmarks.verification import compare as verification_compare
+from benchmarks.verification import load as verification_load
+from benchmarks.verification import plan as verification_plan
+from benchmarks.verification import servers as verification_servers
+from benchmarks.verification import table as verification_table
+from benchmarks.verification.load import Point, speed
+from benchmarks.verification.replay import Replay, install, own_costs
+from benchmarks.verification.streams import CHUNK, FIRST_TOKEN, Streams, make_streams, prompt_of
 from vllm_nfp.start.ports import free_port
 
 TOLD = {

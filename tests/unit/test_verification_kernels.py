@@ -14,9 +14,9 @@ pytest.importorskip("triton")
 PROGRAM = """
 from types import SimpleNamespace as Has
 import numpy as np, torch
-from benchmarks.verification_kernels import Kernels
-from benchmarks.verification_replay import Replay
-from benchmarks.verification_streams import FIRST_TOKEN, Streams
+from benchmarks.verification.kernels import Kernels
+from benchmarks.verification.replay import Replay
+from benchmarks.verification.streams import FIRST_TOKEN, Streams
 
 rng = np.random.default_rng(3)
 streams = Streams(

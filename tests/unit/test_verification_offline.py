@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import verification_offline as offline
-from benchmarks.traces import AnswerTrace, tokens_per_step, write_traces
-from benchmarks.verification_load import Point
-from benchmarks.verification_plan import LONGEST, points
-from benchmarks.verification_streams import make_streams
-from benchmarks.verification_walk import REFIT_INTERVAL, Estimator, chosen, walk
+from benchmarks.serving.traces import AnswerTrace, tokens_per_step, write_traces
+from benchmarks.verification import offline
+from benchmarks.verification.load import Point
+from benchmarks.verification.plan import LONGEST, points
+from benchmarks.verification.streams import make_streams
+from benchmarks.verification.walk import REFIT_INTERVAL, Estimator, chosen, walk
 
 REQUESTS = 8
 FEW = (("1k", 8), ("1k", 16))

@@ -14,17 +14,14 @@ from test_verification_compare import RECORDED, only_stream
 
 sys.path.insert(0, str(ROOT))
 pytest.importorskip("aiohttp")
-from benchmarks import (
-    length_graphs,
-    shapes,
-    verification_compare,
-    verification_load,
-    verification_table,
-    verification_turns,
-)
-from benchmarks.traces import write_traces
-from benchmarks.verification_load import Point
-from benchmarks.verification_turns import turns
+from benchmarks.serving import length_graphs, shapes
+from benchmarks.serving.traces import write_traces
+from benchmarks.verification import compare as verification_compare
+from benchmarks.verification import load as verification_load
+from benchmarks.verification import table as verification_table
+from benchmarks.verification import turns as verification_turns
+from benchmarks.verification.load import Point
+from benchmarks.verification.turns import turns
 
 
 def settings_for(out: Path, **changed: Any) -> verification_compare.Settings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from benchmarks.wake_latency import table, waited, waits_of
+from benchmarks.overhead.wake_latency import table, waited, waits_of
 
 
 def test_a_wait_is_from_the_launch_until_the_thread_goes_on() -> None:

@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import byte_code, kept_caches, shapes, start_phases  # noqa: E402
+from benchmarks.hosts import byte_code, kept_caches, start_phases  # noqa: E402
+from benchmarks.serving import shapes  # noqa: E402
 
 
 def filled(home: Path) -> dict[str, bytes]:
@@ -88,7 +89,7 @@ def test_byte_code_is_written_where_it_is_forbidden_to_imports(tmp_path: Path) -
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("X = 1\n" if name != "broken.py" else "def\n")
     run = (
-        "from benchmarks import byte_code; byte_code.PACKAGES = ()\n"
+        "from benchmarks.hosts import byte_code; byte_code.PACKAGES = ()\n"
         f"byte_code.main([{str(tmp_path)!r}])"
     )
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(ROOT)}

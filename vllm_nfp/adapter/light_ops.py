@@ -1,7 +1,7 @@
 """Keeps the uncompiled run of the timed modules from loading kernels that serving never loads.
 
 A CUDA kernel is loaded with the whole module that it was compiled in, which stays in the host's
-memory (``python -m benchmarks.operator_memory``). On an H100 with torch 2.11 the module of
+memory (``python -m benchmarks.memory.operator_memory``). On an H100 with torch 2.11 the module of
 ``index_select``, which looks up embeddings and rotary angles, takes 65 MiB. Those of a plain RMS
 norm take 37 MiB. None of these operators is part of a timed module. Here they run vLLM's own
 kernels, as they do where vLLM serves without compiling. Embeddings are looked up by indexing: rows

@@ -18,7 +18,8 @@ WIDEST = 2.5
 """Upper over lower end of a ratio's 95 % interval, and of t(1)'s where no pair was run. By answers
 up to so wide, choices lost 0.03 to 1.1 % of goodput on average in recorded servers, and by costs
 like vLLM's own 1.0 to 6.7 %; by wider ones 3.4 and 7.7 %. What an answer rests on says no more:
-predicted ones lost no more than others as wide (``python -m benchmarks.cost_width``). That holds of
+predicted ones lost no more than others as wide (``python -m benchmarks.answers.cost_width``). That
+holds of
 predictions for a known device and model, as in these servers."""
 
 

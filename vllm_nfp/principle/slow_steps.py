@@ -3,7 +3,8 @@
 cuBLAS chooses a kernel from tables by T and the product's sizes. At a few T from 256 on it chooses
 badly: the product then takes much longer than with one more or one less captured size. No form in T
 has these steps, and other releases of the library have them elsewhere. So they are entries, each
-found in timings of one release on one GPU: benchmarks/product_steps.py finds and tests them.
+found in timings of one release on one GPU: benchmarks/prediction/product_steps.py finds and tests
+them.
 """
 
 from __future__ import annotations

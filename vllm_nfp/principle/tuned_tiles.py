@@ -1,8 +1,9 @@
 """Tiles that vLLM ships for its Triton kernel of routed experts, by experts, width and device.
 
 ``tuned_tiles.json`` holds the sizes of the files in vLLM 0.32's
-model_executor/layers/fused_moe/configs (Apache-2.0); ``benchmarks/tuned_tiles.py`` writes it. The
-order of entries is the file's: of two as near to a step's tokens, vLLM takes the first.
+model_executor/layers/fused_moe/configs (Apache-2.0); ``benchmarks/prediction/tuned_tiles.py``
+writes it. The order of entries is the file's: of two as near to a step's tokens, vLLM takes the
+first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Hyperparameters that ship, from ``python -m benchmarks.replay_fit benchmarks/results``.
+"""Hyperparameters that ship, from ``python -m benchmarks.answers.replay_fit benchmarks/results``.
 
 Fitted on all recorded families of models, H100 alone; the set named ``all`` in
 benchmarks/results/2026-11-27-cost-surface/hyperparameters.json, with three digits. The scores of

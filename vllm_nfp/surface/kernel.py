@@ -144,7 +144,7 @@ AnyKernel: TypeAlias = TokenKernel | ShapeKernel | RoutingKernel
 
 @dataclass(frozen=True, slots=True)
 class Hyperparameters:
-    """Of every part, and of the observations; benchmarks/replay_fit.py says where they are from."""
+    """Of every part, and of the observations; benchmarks/answers/replay_fit.py fits them."""
 
     dense_ffn: TokenKernel
     moe_ffn: TokenKernel

@@ -1,0 +1,1 @@
+"""How true the answers of a server are, at the defaults and in replays of recorded runs."""

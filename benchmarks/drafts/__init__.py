@@ -1,0 +1,1 @@
+"""Draft lengths that were chosen, against every fixed one."""

@@ -1,0 +1,1 @@
+"""Servers of several ranks, and servers that read pictures."""

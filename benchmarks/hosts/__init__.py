@@ -1,0 +1,1 @@
+"""What a benchmark needs of the host that it runs on."""

@@ -1,0 +1,1 @@
+"""Where the probe takes memory of the host and of the GPU."""

@@ -1,0 +1,1 @@
+"""Predictions against recorded and public measurements, and the fits of their constants."""

@@ -1,0 +1,1 @@
+"""Servers with dummy weights, the requests that they are sent, and what clients see."""
