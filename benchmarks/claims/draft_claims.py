@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.claims import recompute
-from benchmarks.claims.claim import Claim, Quote, Run
+from benchmarks.claims.claim import Claim, Planned, Quote, Run
 from benchmarks.claims.depends import CONTROLLING
 
 RESULTS = "docs/draft-results.md"
@@ -29,6 +29,13 @@ FEEDING = (
     "vllm_nfp/adapter/cut_steps.py",
 )
 """What a server verifies with measured costs, and in which CUDA graphs it drafts."""
+
+
+SERVING = (
+    "python -m benchmarks.drafts.servers --shape {shape} --prompt-tokens 1024 --watch-stalls "
+    "--gpu 0:0.7,0.9..0.5,0.9,0.5:1,4,16,32,64,128 --within {within} --out {out}"
+)
+"""Real servers at the defaults, at four acceptances and six loads."""
 
 
 def claims() -> Iterator[Claim]:
@@ -194,3 +201,19 @@ def _verification(
         FEEDING,
         tuple(Quote(ADAPTIVE_RESULTS, quote) for quote in quotes),
     )
+
+
+PLANNED = tuple(
+    Planned(
+        f"drafts-{name}",
+        "draft lengths that `recommend` gives after a minute of traffic at the defaults, and live "
+        f"control, against every fixed one on real servers, {model}",
+        Run((SERVING.replace("{shape}", shape),), 1500),
+        "the benchmark has drafts that differ as text does, and acceptance that falls, since "
+        "2026-11-29; shorter runs are in docs/draft-results.md",
+    )
+    for name, model, shape in (
+        ("dense", "Qwen3-8B with 24 layers", "qwen3-8b --layers 24"),
+        ("experts", "Qwen3-30B-A3B with 20 layers", "qwen3-30b-a3b --layers 20"),
+    )
+)

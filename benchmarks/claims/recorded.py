@@ -23,5 +23,6 @@ CLAIMS = (
 )
 PLANNED = (
     *overhead_claims.PLANNED,
+    *draft_claims.PLANNED,
     *serving_claims.PLANNED,
 )
