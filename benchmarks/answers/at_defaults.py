@@ -9,8 +9,9 @@ and after each phase, and ``vllm-nfp recommend`` is asked at the end. Then every
 timed, pair by pair, with the code and settings of ``vllm-nfp measure``: that is the truth. The same
 server takes it, once its own probe has ended (:mod:`benchmarks.answers.truth_extension`). With
 ``--truth engine``, ``vllm-nfp measure`` itself takes it in a second engine, whose start takes as
-long again. ``--score`` compares the two, without a GPU: see
-:mod:`benchmarks.answers.at_defaults_score`.
+long again. With ``--wide-weights`` tokens choose their own experts
+(:mod:`benchmarks.serving.wide_weights`); vLLM's dummy weights have nearly all choose the same.
+``--score`` compares the two, without a GPU: see :mod:`benchmarks.answers.at_defaults_score`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from benchmarks.serving import load, shapes, user_traffic
 from benchmarks.serving.remote import Remote
 from benchmarks.serving.server import Spec, end_servers_on_sigterm
 from benchmarks.serving.traffic import Load
+from benchmarks.serving.wide_weights import WIDE_VARIABLE
 from vllm_nfp.cli.measure import CAPTURE_SECONDS, DEFAULTS, GRAPH_MEMORY_MIB
 from vllm_nfp.files import write_whole
 from vllm_nfp.principle import shape_from_config
@@ -69,12 +71,14 @@ def serve(
     flags: Sequence[str],
     vocab_size: int,
     scale: float,
+    wide_weights: bool,
     out: Path,
     then: Callable[[Server, float], None],
 ) -> float:
     """Serve at the probe's defaults, send the traffic, and keep what the server says.
 
     Args:
+        wide_weights: see :mod:`benchmarks.serving.wide_weights`.
         then: called at the end, with the running server and the seconds of its start.
 
     Returns:
@@ -84,7 +88,7 @@ def serve(
     spec = Spec(
         model, out / "server.log", free_port(),
         ("--no-enable-prefix-caching", "--worker-extension-cls", EXTENSION, *flags),
-        probe={}, extra={"VLLM_SERVER_DEV_MODE": "1"},
+        probe={}, extra={"VLLM_SERVER_DEV_MODE": "1", WIDE_VARIABLE: str(int(wide_weights))},
     )  # fmt: skip
     with spec.start() as server:
         server.wait_until_healthy()
@@ -211,6 +215,7 @@ def measure_truth(model: Path, engine_args: str, seconds: float, out: Path) -> N
 @click.option(
     "--within", type=float, default=None, help="Shorten that scan so that all ends in so many s."
 )
+@click.option("--wide-weights", is_flag=True, help="Random weights, not vLLM's nearly equal ones.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--score", "scored", type=click.Path(exists=True, path_type=Path), multiple=True)
 def main(
@@ -222,6 +227,7 @@ def main(
     scale: float,
     truth_seconds: float,
     within: float | None,
+    wide_weights: bool,
     out: Path | None,
     scored: tuple[Path, ...],
 ) -> None:
@@ -232,13 +238,16 @@ def main(
         except ProfileError as error:
             raise click.ClickException(f"no truth to score by: {error}") from None
         return
+    if wide_weights and truth == IN_ENGINE:
+        raise click.UsageError(f"--wide-weights works with --truth {IN_SERVER} alone")
     begun = time.monotonic()
     end_servers_on_sigterm()
     out.mkdir(parents=True, exist_ok=True)
     model = shapes.shared_model(shape, layers)
     about: dict[str, Any] = {
         "shape": shape, "layers": layers or shapes.layer_count(shape), "flags": flags,
-        "scale": scale, "truth": truth, "environment": environment.record(),
+        "scale": scale, "truth": truth, "wide_weights": wide_weights,
+        "environment": environment.record(),
     }  # fmt: skip
     write_whole(out / "about.json", json.dumps(about))
 
@@ -258,7 +267,7 @@ def main(
             about["truth_answer"] = truth_in_server(server, seconds, out)
         write_whole(out / "about.json", json.dumps(about))
 
-    serve(model, split_flags(flags), vocab_size, scale, out, take_truth)
+    serve(model, split_flags(flags), vocab_size, scale, wide_weights, out, take_truth)
     if truth == IN_ENGINE:
         measure_truth(model, engine_args, about["truth_seconds"], out)
     write_whole(out / "about.json", json.dumps({**about, "after": environment.gpu_state()}))

@@ -10,9 +10,10 @@ import bisect
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -211,7 +212,7 @@ def print_scores(folders: Sequence[Path]) -> None:
         about = json.loads((folder / "about.json").read_text())
         median, p90, *shares = row.steps.texts()
         table.add_row(
-            f"{about['shape']} {about['layers']} {about['flags']}".strip(),
+            _run(about),
             row.moment,
             ", ".join(f"{count} {outcome}" for outcome, count in row.pairs.items()),
             _share(row.near, row.boundaries),
@@ -222,6 +223,11 @@ def print_scores(folders: Sequence[Path]) -> None:
             ", ".join(f"{count} {basis}" for basis, count in sorted(row.bases.items())),
         )
     Console(width=300).print(table)
+
+
+def _run(about: Mapping[str, Any]) -> str:
+    wide = "wide weights" if about.get("wide_weights") else ""
+    return " ".join(filter(None, (about["shape"], str(about["layers"]), about["flags"], wide)))
 
 
 def _share(part: int, whole: int) -> str:

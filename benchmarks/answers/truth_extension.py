@@ -18,6 +18,7 @@ import time
 from typing import Any
 from unittest import mock
 
+from benchmarks.serving.wide_weights import widen_if_asked
 from vllm_nfp.config import config_from_mapping
 from vllm_nfp.probe import engine
 from vllm_nfp.probe.written_blocks import WrittenBlocks
@@ -43,6 +44,7 @@ def _note_sessions() -> None:
 
 
 _note_sessions()
+widen_if_asked()
 
 
 def _written_by_traffic(live: Session) -> WrittenBlocks | None:

@@ -2,12 +2,20 @@
 
 vLLM's dummy weights come from one random seed, within 0.001: all layers are alike, the LM head is
 the embedding, and greedy decoding repeats one token whatever is in a picture. Equal answers of such
-a model would tell nothing.
+a model would tell nothing. Its routers choose the same few experts for nearly every token; with
+wide weights each token chooses its own, more evenly than a trained model's.
 """
 
 from __future__ import annotations
 
+import functools
+import os
+from typing import Any
+
 import torch
+
+WIDE_VARIABLE = "NFP_BENCH_WIDE_WEIGHTS"
+"""Environment variable of a server whose extension may widen its weights: 1 does."""
 
 SPREAD = 1.5
 """Standard deviation of what a product gives for inputs of deviation 1: attention then prefers some
@@ -31,3 +39,23 @@ def widen(model: torch.nn.Module) -> None:
         inputs = weight.numel() // weight.shape[0]
         spread = 1.0 if "embed_tokens" in name else SPREAD / inputs**0.5
         weight.data.normal_(std=spread, generator=generators[weight.device])
+
+
+def widen_if_asked() -> None:
+    """Do as the environment variable says; called by workers, before they load the model."""
+    if os.environ.get(WIDE_VARIABLE) == "1":
+        widen_after_loading()
+
+
+def widen_after_loading() -> None:
+    """Widen what vLLM's dummy loader makes in this process from now on."""
+    from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+
+    original = DummyModelLoader.load_weights
+
+    @functools.wraps(original)
+    def loaded(self: Any, model: torch.nn.Module, *rest: Any, **named: Any) -> None:
+        original(self, model, *rest, **named)
+        widen(model)
+
+    DummyModelLoader.load_weights = loaded

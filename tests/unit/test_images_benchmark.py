@@ -135,6 +135,31 @@ def test_layers_get_different_weights_the_same_each_time() -> None:
     assert bool((one["norm.weight"] == 1).all()) and not bool(one["first.bias"].any())
 
 
+@pytest.mark.parametrize("asked", ["1", "0", None])
+def test_dummy_weights_are_widened_where_a_server_is_asked_to(
+    asked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    loader = pytest.importorskip("vllm.model_executor.model_loader.dummy_loader")
+    from benchmarks.serving import wide_weights
+
+    made: list[Any] = []
+
+    def load_weights(self: Any, model: Any, *_: Any) -> None:
+        made.append(model)
+
+    monkeypatch.setattr(loader.DummyModelLoader, "load_weights", load_weights)
+    monkeypatch.delenv(wide_weights.WIDE_VARIABLE, raising=False)
+    if asked is not None:
+        monkeypatch.setenv(wide_weights.WIDE_VARIABLE, asked)
+    wide_weights.widen_if_asked()
+    model = torch.nn.Linear(64, 64, bias=False)
+    before = model.weight.detach().clone()
+    loader.DummyModelLoader.load_weights(object(), model, object())
+    assert made == [model]
+    assert torch.equal(model.weight, before) == (asked != "1")
+
+
 def test_the_probe_is_ended_in_every_session() -> None:
     pytest.importorskip("torch")
     from vllm_nfp.session.session import Session
