@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from click.testing import CliRunner
 
 from vllm_nfp import demo, real_model
 from vllm_nfp.cli import main
+from vllm_nfp.cli.demo import _say_what_next
+from vllm_nfp.cli.terminal import Console
 from vllm_nfp.draft.typical import TYPICAL
 
 
@@ -27,6 +31,29 @@ def test_the_real_model_speculates_with_text_and_the_toy_does_not(
     assert (config["method"], config["num_speculative_tokens"]) == ("ngram", 4)
     body = demo.load_of(demo.Settings(tmp_path, 1.0, real=True), "http://x", "m")
     assert body._prompt(None, 0)["messages"][0]["content"] == demo.TEXTS[0]  # type: ignore[arg-type]
+
+
+def test_the_commands_can_be_typed_as_they_are_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def not_started(command: list[str], *_: object) -> None:
+        started.append(command)
+        raise demo.DemoError("stop")
+
+    monkeypatch.setattr("vllm_nfp.start.server.vllm_program", lambda: "vllm")
+    monkeypatch.setattr("vllm_nfp.cli.demo.repair_cpu", lambda _: None)
+    monkeypatch.setattr("vllm_nfp.cli.demo.running_server", not_started)
+    folder = tmp_path / "a b"
+    done = CliRunner().invoke(main, ["demo", "--folder", str(folder)])
+    assert done.exit_code == 2 and "stop" in done.output
+    (line,) = (one for one in done.output.splitlines() if one.startswith("$ "))
+    assert shlex.split(line)[1:] == started[0]
+    words = io.StringIO()
+    _say_what_next(Console(file=words, width=200), demo.Settings(folder, 1.0))
+    profile = shlex.split(words.getvalue().splitlines()[-1])
+    assert profile[1:] == ["vllm-nfp", "report", str(folder / "results" / "profile-0.json")]
 
 
 def test_without_the_package_one_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -63,7 +64,7 @@ def _run_demo(console: Console, settings: demo.Settings) -> None:
     port = free_port()
     command = demo.server_command(settings, model, port, on_gpu=demo.has_gpu())
     log = settings.folder / "server.log"
-    console.print(f"$ {' '.join(command)}", highlight=False, soft_wrap=True)
+    console.print(f"$ {shlex.join(command)}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"starting the server; its log is {log}")
     with running_server(command, log, port) as server:
         found = _send_until_measured(console, settings, server.url, model, log)
@@ -93,8 +94,8 @@ def _say_what_next(console: Console, settings: demo.Settings) -> None:
         f"Your model:   vllm serve MODEL --nfp-probe, then vllm-nfp recommend "
         f"http://localhost:8000\n"
         f"Without GPU:  vllm-nfp predict MODEL --hardware H100-SXM\n"
-        f"Profile:      vllm-nfp report "
-        f"{settings.folder / 'results' / 'profile-0.json'}",
+        f"Profile:      "
+        f"{shlex.join(('vllm-nfp', 'report', str(settings.folder / 'results/profile-0.json')))}",
         highlight=False,
         markup=False,
         soft_wrap=True,
