@@ -15,7 +15,12 @@ from vllm_nfp.adapter.steps import BlocksTaken, blocks_taken
 from vllm_nfp.probe.batch import ProbeBatch
 from vllm_nfp.probe.kv_blocks import BlockReader, Read, block_readers
 from vllm_nfp.probe.token_pool import TokenPool
-from vllm_nfp.probe.written_blocks import MOST_CONTEXTS, WrittenBlocks, written_blocks
+from vllm_nfp.probe.written_blocks import (
+    LENGTHS_SECONDS,
+    MOST_CONTEXTS,
+    WrittenBlocks,
+    written_blocks,
+)
 from vllm_nfp.session.agreement import note_blocks
 from vllm_nfp.types import PairResult, Shape, Timing
 
@@ -220,3 +225,15 @@ def test_contexts_of_groups_are_as_long_as_the_shorter_one() -> None:
     written = WrittenBlocks([GROUP, SPLIT])
     note(written, step(request((PROMPT, [5])), request(([8, 9], [6]), name="s")))
     assert written.lengths == (80, 40), "128 and 32 tokens, and 64 of each of the other group"
+
+
+def test_what_may_be_read_is_counted_again_after_a_while() -> None:
+    now = [100.0]
+    written = WrittenBlocks([GROUP], lambda: now[0])
+    note(written, step(request(([1, 2, 3, 4],))))
+    assert written.lengths == (80,)
+    note(written, step(request(([5, 6, 7, 8],), name="s")))
+    now[0] += LENGTHS_SECONDS / 2
+    assert written.lengths == (80,)
+    now[0] += LENGTHS_SECONDS
+    assert written.lengths == (80, 80)

@@ -8,8 +8,10 @@ sequences mixed make all sequences of a probe alike: both are unlike real steps 
 
 from __future__ import annotations
 
+import math
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,6 +21,9 @@ from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.steps import BlocksTaken
 
+LENGTHS_SECONDS = 0.25
+"""Least time between two counts of what a sequence may read: one takes 0.1 ms of a step, and what
+asks for it, the agenda, is made no more often."""
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
 MOST_CONTEXTS = 512
 """Contexts that are kept of a group, the latest ones: bounds the time of a choice."""
@@ -44,9 +49,12 @@ class WrittenBlocks:
 
     Args:
         groups: of the layers that the probe gives block tables; at least one.
+        now: seconds of a monotonic clock.
     """
 
-    def __init__(self, groups: Sequence[AttentionGroup]) -> None:
+    def __init__(
+        self, groups: Sequence[AttentionGroup], now: Callable[[], float] = time.monotonic
+    ) -> None:
         self.block_tokens = {g.kv_cache_group: g.block_tokens * g.kernel_blocks for g in groups}
         """Tokens in a block as the scheduler sees it, of each group that is noted."""
         num_blocks = groups[0].num_blocks // groups[0].kernel_blocks
@@ -58,7 +66,9 @@ class WrittenBlocks:
         self._place = np.zeros(num_blocks, dtype=np.int64)
         """Of each block in its context."""
         self._serial = 0
-        self._lengths: tuple[int, ...] | None = ()
+        self._now = now
+        self._lengths: tuple[int, ...] = ()
+        self._counted, self._changed = -math.inf, False
 
     def add(self, taken: BlocksTaken) -> None:
         """Note the blocks of a new request; numbers of no block of the pool are left out."""
@@ -66,7 +76,7 @@ class WrittenBlocks:
             numbers[(numbers > 0) & (numbers < len(self._owner))]
             for numbers in (taken.whole, taken.rest)
         )
-        self._lengths = None
+        self._changed = True
         self._lose(whole)
         self._lose(rest)
         contexts = self._contexts.get(taken.group)
@@ -120,9 +130,10 @@ class WrittenBlocks:
     def lengths(self) -> tuple[int, ...]:
         """Tokens that a sequence may have to read each context, the most first.
 
-        Of several groups the one counts that allows fewer.
+        Of several groups the one counts that allows fewer. Counted again after LENGTHS_SECONDS.
         """
-        if self._lengths is None:
+        if self._changed and (now := self._now()) >= self._counted + LENGTHS_SECONDS:
+            self._counted, self._changed = now, False
             each = [
                 sorted((tokens * one.valid for one in self._contexts[group].values()), reverse=True)
                 for group, tokens in self.block_tokens.items()
