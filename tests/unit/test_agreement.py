@@ -142,8 +142,9 @@ class Noting(Engine):
 
     @property
     def noted(self) -> list[int]:
-        found = self.written._contexts[GROUP.kv_cache_group].values()
-        return sorted(int(number) for one in found for number in one.numbers[: one.valid])
+        kept = self.written._kept(GROUP.kv_cache_group)
+        pairs = zip(kept.numbers, kept.valid, strict=True)
+        return sorted(int(number) for numbers, valid in pairs for number in numbers[:valid])
 
 
 def beginning(number: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,8 +70,10 @@ def what(read: Read) -> tuple[list[list[int]], bool]:
 
 def contexts(written: WrittenBlocks, group: AttentionGroup = GROUP) -> list[list[int]]:
     """Blocks of the contexts that are noted, the latest first."""
-    found = written._contexts[group.kv_cache_group].values()
-    return [one.numbers[: one.valid].tolist() for one in reversed(found)]
+    kept = written._kept(group.kv_cache_group)
+    return [
+        numbers[:valid].tolist() for numbers, valid in zip(kept.numbers, kept.valid, strict=True)
+    ]
 
 
 def test_each_sequence_reads_a_context_of_its_own_in_its_order() -> None:
@@ -237,3 +241,17 @@ def test_what_may_be_read_is_counted_again_after_a_while() -> None:
     assert written.lengths == (80,)
     now[0] += LENGTHS_SECONDS
     assert written.lengths == (80, 80)
+
+
+def test_who_asks_keeps_the_same_contexts_as_who_does_not() -> None:
+    group = AttentionGroup(None, ("a",), 16, 400)
+    asks, waits = WrittenBlocks([group], itertools.count().__next__), WrittenBlocks([group])
+    numbers = random.Random(1)
+    for name in range(3 * MOST_CONTEXTS):
+        one = step(request((numbers.sample(range(1, 400), 3),), name=str(name)), tokens=48)
+        note(asks, one)
+        note(waits, one)
+        assert len(asks.lengths) <= MOST_CONTEXTS
+    assert contexts(asks, group) == contexts(waits, group)
+    assert {len(one) for one in contexts(asks, group)} == {1, 2, 3}
+    assert [*asks._contexts[0]] == [*waits._contexts[0]], "they forget the same ones next"

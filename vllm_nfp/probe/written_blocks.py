@@ -32,13 +32,17 @@ LEAST_PART = 0.8
 are read twice in place of the rest, of which the L2 cache may hold some: a choice, not a fit."""
 
 
-@dataclass(slots=True)
-class _Context:
-    """Blocks of one sequence, in the order of its tokens."""
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """The contexts of a group at one moment, the latest first.
 
-    numbers: Numbers
-    valid: int
-    """Of the first ones: the others belong to another sequence by now."""
+    Attributes:
+        numbers: blocks of each, in the order of its tokens.
+        valid: of the first ones of each: the others belong to another sequence by now.
+    """
+
+    numbers: Sequence[Numbers]
+    valid: Sequence[int]
 
 
 class WrittenBlocks:
@@ -58,47 +62,55 @@ class WrittenBlocks:
         self.block_tokens = {g.kv_cache_group: g.block_tokens * g.kernel_blocks for g in groups}
         """Tokens in a block as the scheduler sees it, of each group that is noted."""
         num_blocks = groups[0].num_blocks // groups[0].kernel_blocks
-        self._contexts: dict[int, OrderedDict[int, _Context]] = {
+        self._contexts: dict[int, OrderedDict[int, Numbers]] = {
             group: OrderedDict() for group in self.block_tokens
         }
+        """Blocks of each context by its serial number, of each group."""
         self._owner = np.zeros(num_blocks, dtype=np.int64)
         """Serial number of the context that each block belongs to; 0: none."""
-        self._place = np.zeros(num_blocks, dtype=np.int64)
-        """Of each block in its context."""
         self._serial = 0
         self._now = now
         self._lengths: tuple[int, ...] = ()
         self._counted, self._changed = -math.inf, False
 
     def add(self, taken: BlocksTaken) -> None:
-        """Note the blocks of a new request; numbers of no block of the pool are left out."""
+        """Note the blocks of a new request; numbers of no block of the pool are left out.
+
+        Other contexts end before the first of these blocks. Which, is seen when it is asked for:
+        this runs in steps that read prompts.
+        """
         whole, rest = (
             numbers[(numbers > 0) & (numbers < len(self._owner))]
             for numbers in (taken.whole, taken.rest)
         )
         self._changed = True
-        self._lose(whole)
-        self._lose(rest)
+        self._owner[rest] = self._owner[whole] = 0
         contexts = self._contexts.get(taken.group)
         if contexts is None or not len(whole):
             return
         self._serial += 1
-        self._owner[whole], self._place[whole] = self._serial, np.arange(len(whole))
-        contexts[self._serial] = _Context(whole.astype(np.int32), len(whole))
+        self._owner[whole] = self._serial
+        contexts[self._serial] = whole.astype(np.int32)
         if len(contexts) > MOST_CONTEXTS:
             contexts.popitem(last=False)
 
-    def _lose(self, numbers: Numbers) -> None:
-        """Other contexts end before the first of these blocks."""
-        owners = self._owner[numbers]
-        for owner in np.unique(owners[owners > 0]).tolist():
-            first = int(self._place[numbers[owners == owner]].min())
-            for contexts in self._contexts.values():
-                if owner in contexts:
-                    contexts[owner].valid = min(contexts[owner].valid, first)
-                    if not first:
-                        del contexts[owner]
-        self._owner[numbers] = 0
+    def _kept(self, group: int) -> _Kept:
+        """What is left of the contexts.
+
+        None is forgotten here: ranks ask at different moments, and must keep the same.
+        """
+        contexts = self._contexts[group]
+        if not contexts:
+            return _Kept((), ())
+        serials, numbers = list(contexts), list(contexts.values())
+        sizes = np.array([len(one) for one in numbers])
+        ends = np.cumsum(sizes)
+        lost = np.flatnonzero(self._owner[np.concatenate(numbers)] != np.repeat(serials, sizes))
+        of, first = np.unique(np.searchsorted(ends, lost, side="right"), return_index=True)
+        valid = sizes.copy()
+        valid[of] = lost[first] - (ends - sizes)[of]
+        left = np.flatnonzero(valid)[::-1].tolist()
+        return _Kept([numbers[place] for place in left], valid[left].tolist())
 
     def sequences(
         self, group: AttentionGroup, batch_size: int, blocks: int, variant: int = 0
@@ -114,17 +126,18 @@ class WrittenBlocks:
         Returns:
             int32 [batch_size, blocks]; None where too few contexts are long enough.
         """
-        of, split = self._contexts[group.kv_cache_group], group.kernel_blocks
+        kept, split = self._kept(group.kv_cache_group), group.kernel_blocks
         least = LEAST_PART * blocks / split
-        found = [one for one in reversed(of.values()) if one.valid >= least]
+        found = [
+            numbers[:valid]
+            for numbers, valid in zip(kept.numbers, kept.valid, strict=True)
+            if valid >= least
+        ]
         if len(found) < batch_size:
             return None
         begin = variant * batch_size % (len(found) - batch_size + 1)
-        rows = [
-            _as_long(one.numbers[: one.valid], split, blocks)
-            for one in found[begin : begin + batch_size]
-        ]
-        return np.stack(rows)
+        chosen = found[begin : begin + batch_size]
+        return np.stack([_as_long(numbers, split, blocks) for numbers in chosen])
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -135,7 +148,7 @@ class WrittenBlocks:
         if self._changed and (now := self._now()) >= self._counted + LENGTHS_SECONDS:
             self._counted, self._changed = now, False
             each = [
-                sorted((tokens * one.valid for one in self._contexts[group].values()), reverse=True)
+                sorted((tokens * valid for valid in self._kept(group).valid), reverse=True)
                 for group, tokens in self.block_tokens.items()
             ]
             self._lengths = tuple(int(min(some) / LEAST_PART) for some in zip(*each, strict=False))
