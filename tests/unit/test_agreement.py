@@ -17,7 +17,7 @@ from vllm_nfp.probe.written_blocks import WrittenBlocks
 from vllm_nfp.results.snapshot import Snapshot
 from vllm_nfp.schedule.counters import Counters
 from vllm_nfp.schedule.lockstep import Lockstep
-from vllm_nfp.session.agreement import Alone
+from vllm_nfp.session.agreement import MOST_PROMPT_TOKENS, Alone, keep_prompts
 from vllm_nfp.session.in_lockstep import InLockstep
 from vllm_nfp.session.in_waves import InWaves
 from vllm_nfp.session.session import Session
@@ -222,3 +222,17 @@ def test_a_probe_ahead_of_a_step_does_not_count_what_that_step_writes(agreement:
     assert seen
     assert all(noted == [] for noted in seen)
     assert engine.noted == [5]
+
+
+def test_the_first_prompts_of_a_step_are_kept_and_those_without_text_are_not() -> None:
+    def new(ids: list[int]) -> SimpleNamespace:
+        return SimpleNamespace(prompt_token_ids=ids, prompt_is_token_ids=None, mm_features=[])
+
+    kept: list[list[int]] = []
+    engine: Any = SimpleNamespace(tokens=SimpleNamespace(add=kept.append))
+    prompts = [[], list(range(MOST_PROMPT_TOKENS + 9)), [], [5], [6], [7]]
+    keep_prompts(engine, SimpleNamespace(scheduled_new_reqs=[new(ids) for ids in prompts]))
+    assert kept == [list(range(MOST_PROMPT_TOKENS)), [5]]
+    keep_prompts(engine, SimpleNamespace(scheduled_new_reqs=[]))
+    keep_prompts(None, SimpleNamespace(scheduled_new_reqs=[new([5])]))
+    assert len(kept) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from vllm_nfp.session.started import PublishingError, Started, follows
 
 logger = logging.getLogger("vllm.nfp")
 
-MOST_PROMPT_TOKENS = 512
-"""Tokens of a prompt that are kept for probes."""
+MOST_PROMPTS, MOST_PROMPT_TOKENS = 2, 512
+"""Prompts of a step that are kept for probes, and tokens of each: one takes some 15 us of the step,
+which may begin dozens."""
 
 
 class Alone:
@@ -87,13 +89,14 @@ def reason_of(stage: str, error: Exception) -> str:
 
 
 def keep_prompts(engine: ProbeEngine | None, scheduler_output: Any) -> None:
-    """Keep tokens of the prompts that a step begins, for probes to run on."""
+    """Keep tokens of the first prompts that a step begins, for probes to run on."""
     new = scheduler_output.scheduled_new_reqs
     if not new or engine is None:
         return
     with torch.inference_mode():  # as the engine's tensors were made
-        for request in new:
-            engine.tokens.add(text_of(request, MOST_PROMPT_TOKENS))
+        texts = filter(None, (text_of(request, MOST_PROMPT_TOKENS) for request in new))
+        for ids in islice(texts, MOST_PROMPTS):
+            engine.tokens.add(ids)
 
 
 def note_blocks(engine: ProbeEngine | None, scheduler_output: Any) -> None:
