@@ -23,6 +23,8 @@ BEFORE = "benchmarks/results/2026-11-29-h200x2-overhead/"
 OPEN = (10, 50, 90)
 """Loads of random arrivals, in percent of the saturated rate."""
 LOADS = (*OPEN, 100)
+CHANGED_MEANS = {"experts": (50,), "tp2": (10,)}
+"""Loads at which the interval of the mean inter-token latency leaves out 1."""
 
 
 def claims() -> Iterator[Claim]:
@@ -51,7 +53,17 @@ def claims() -> Iterator[Claim]:
             "2026-11-29",
             f"{gpu}, vLLM 0.33.0",
             HOOKING,
-            tuple(_quotes(row)),
+            (
+                *_quotes(row),
+                Quote("docs/overhead.md", f"{_interval('tokens_100')} {row}"),
+                *(
+                    Quote(
+                        "docs/overhead.md",
+                        f"{row} at {load} % {_interval(f'itl_mean_{load}')}",
+                    )
+                    for load in CHANGED_MEANS.get(name, ())
+                ),
+            ),
         )
     yield from _before()
     yield from _kept_less()

@@ -37,7 +37,7 @@ def claims() -> Iterator[Claim]:
                 "--seeds 3 --out {out}",
             )
         ),
-        "a3735e2",
+        "b66f5fc",
         "2026-11-29",
         "none: times of H100",
         (*ANSWERING, *SIMULATING),
