@@ -142,9 +142,7 @@ class Noting(Engine):
 
     @property
     def noted(self) -> list[int]:
-        kept = self.written._kept(GROUP.kv_cache_group)
-        pairs = zip(kept.numbers, kept.valid, strict=True)
-        return sorted(int(number) for numbers, valid in pairs for number in numbers[:valid])
+        return sorted(int(n) for one in self.written._kept(GROUP.kv_cache_group) for n in one)
 
 
 def beginning(number: int) -> Any:

@@ -70,10 +70,7 @@ def what(read: Read) -> tuple[list[list[int]], bool]:
 
 def contexts(written: WrittenBlocks, group: AttentionGroup = GROUP) -> list[list[int]]:
     """Blocks of the contexts that are noted, the latest first."""
-    kept = written._kept(group.kv_cache_group)
-    return [
-        numbers[:valid].tolist() for numbers, valid in zip(kept.numbers, kept.valid, strict=True)
-    ]
+    return [one.tolist() for one in written._kept(group.kv_cache_group)]
 
 
 def test_each_sequence_reads_a_context_of_its_own_in_its_order() -> None:

@@ -12,7 +12,6 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,28 +20,15 @@ from vllm_nfp.adapter.attention_groups import AttentionGroup
 from vllm_nfp.adapter.runner import RunnerView
 from vllm_nfp.adapter.steps import BlocksTaken
 
-LENGTHS_SECONDS = 0.25
-"""Least time between two counts of what a sequence may read: one takes 0.1 ms of a step, and what
-asks for it, the agenda, is made no more often."""
+LENGTHS_SECONDS = 1.0
+"""Least time between two counts of what a sequence may read: one takes a step 0.2 ms, and more with
+long contexts."""
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
 MOST_CONTEXTS = 512
 """Contexts that are kept of a group, the latest ones: bounds the time of a choice."""
 LEAST_PART = 0.8
 """Of the blocks that a sequence of a probe reads, its context must hold so many. The first ones
 are read twice in place of the rest, of which the L2 cache may hold some: a choice, not a fit."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """The contexts of a group at one moment, the latest first.
-
-    Attributes:
-        numbers: blocks of each, in the order of its tokens.
-        valid: of the first ones of each: the others belong to another sequence by now.
-    """
-
-    numbers: Sequence[Numbers]
-    valid: Sequence[int]
 
 
 class WrittenBlocks:
@@ -94,23 +80,25 @@ class WrittenBlocks:
         if len(contexts) > MOST_CONTEXTS:
             contexts.popitem(last=False)
 
-    def _kept(self, group: int) -> _Kept:
-        """What is left of the contexts.
+    def _kept(self, group: int) -> list[Numbers]:
+        """What is left of the contexts, the latest first: blocks in the order of the tokens.
 
-        None is forgotten here: ranks ask at different moments, and must keep the same.
+        None is forgotten here, though nothing may be left of it: ranks ask at different moments,
+        and have to forget the same ones.
         """
         contexts = self._contexts[group]
         if not contexts:
-            return _Kept((), ())
+            return []
         serials, numbers = list(contexts), list(contexts.values())
         sizes = np.array([len(one) for one in numbers])
         ends = np.cumsum(sizes)
         lost = np.flatnonzero(self._owner[np.concatenate(numbers)] != np.repeat(serials, sizes))
         of, first = np.unique(np.searchsorted(ends, lost, side="right"), return_index=True)
-        valid = sizes.copy()
-        valid[of] = lost[first] - (ends - sizes)[of]
-        left = np.flatnonzero(valid)[::-1].tolist()
-        return _Kept([numbers[place] for place in left], valid[left].tolist())
+        left = lost[first] - (ends - sizes)[of]
+        # Cut, so that all together hold no more blocks than the pool.
+        for place, size in zip(of.tolist(), left.tolist(), strict=True):
+            contexts[serials[place]] = numbers[place] = numbers[place][:size].copy()
+        return [one for one in reversed(numbers) if len(one)]
 
     def sequences(
         self, group: AttentionGroup, batch_size: int, blocks: int, variant: int = 0
@@ -126,13 +114,9 @@ class WrittenBlocks:
         Returns:
             int32 [batch_size, blocks]; None where too few contexts are long enough.
         """
-        kept, split = self._kept(group.kv_cache_group), group.kernel_blocks
+        split = group.kernel_blocks
         least = LEAST_PART * blocks / split
-        found = [
-            numbers[:valid]
-            for numbers, valid in zip(kept.numbers, kept.valid, strict=True)
-            if valid >= least
-        ]
+        found = [one for one in self._kept(group.kv_cache_group) if len(one) >= least]
         if len(found) < batch_size:
             return None
         begin = variant * batch_size % (len(found) - batch_size + 1)
@@ -148,7 +132,7 @@ class WrittenBlocks:
         if self._changed and (now := self._now()) >= self._counted + LENGTHS_SECONDS:
             self._counted, self._changed = now, False
             each = [
-                sorted((tokens * valid for valid in self._kept(group).valid), reverse=True)
+                sorted((tokens * len(one) for one in self._kept(group)), reverse=True)
                 for group, tokens in self.block_tokens.items()
             ]
             self._lengths = tuple(int(min(some) / LEAST_PART) for some in zip(*each, strict=False))
