@@ -37,7 +37,7 @@ def claims() -> Iterator[Claim]:
                 "--seeds 3 --out {out}",
             )
         ),
-        "b66f5fc",
+        "91b0221",
         "2026-11-29",
         "none: times of H100",
         (*ANSWERING, *SIMULATING),
