@@ -32,8 +32,8 @@ FEEDING = (
 
 
 SERVING = (
-    "python -m benchmarks.drafts.servers --shape {shape} --prompt-tokens 1024 --watch-stalls "
-    "--gpu 0:0.7,0.9..0.5,0.9,0.5:1,4,16,32,64,128 --within {within} --out {out}"
+    "python -m benchmarks.drafts.servers --prompt-tokens 1024 --watch-stalls --within {within} "
+    "--gpu 0:0.7,0.9..0.5,0.9,0.5:1,4,16,32,64,128 --out {out} --shape "
 )
 """Real servers at the defaults, at four acceptances and six loads."""
 
@@ -208,7 +208,7 @@ PLANNED = tuple(
         f"drafts-{name}",
         "draft lengths that `recommend` gives after a minute of traffic at the defaults, and live "
         f"control, against every fixed one on real servers, {model}",
-        Run((SERVING.replace("{shape}", shape),), 1500),
+        Run((SERVING + shape,), 1500),
         "the benchmark has drafts that differ as text does, and acceptance that falls, since "
         "2026-11-29; shorter runs are in docs/draft-results.md",
     )

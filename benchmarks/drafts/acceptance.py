@@ -31,14 +31,6 @@ class Acceptance:
         step = (self.last - self.first) / (LONGEST - 1)
         return [round(self.first + step * place, 6) for place in range(LONGEST)]
 
-    def reached(self, longest: int) -> list[float]:
-        """Of each draft and all before it, for so many drafts, as vLLM's settings take it."""
-        found, before = [], 1.0
-        for rate in self.rates[:longest]:
-            before *= rate
-            found.append(before)
-        return found
-
 
 def read_acceptance(text: str) -> Acceptance:
     """From its name.

@@ -15,6 +15,7 @@ from benchmarks.drafts.plan import LENGTHS, LONGEST
 from benchmarks.serving import length_graphs, shapes, stall_watch
 from benchmarks.serving.remote import Remote
 from benchmarks.serving.server import Spec
+from benchmarks.serving.speculation import speculative_config
 from vllm_nfp.start.ports import free_ports
 from vllm_nfp.start.process import ProcessError
 from vllm_nfp.start.server import Server
@@ -166,17 +167,12 @@ class Fleet:
         Args:
             table: what ``recommend`` prints; None: the longest draft at every batch size.
         """
-        config: dict[str, Any] = {"num_speculative_tokens": LONGEST, **(table or {})}
-        config["method"] = self.shape.method
-        if self.head is None:
-            config |= {"prompt_lookup_min": 1, "prompt_lookup_max": 2}
-        else:
-            config["model"] = str(self.head)
-        if not self.shape.tiny:  # vLLM's sampler for CPUs has no synthetic acceptance
-            config |= {
-                "rejection_sample_method": "synthetic",
-                "synthetic_acceptance_rates": acceptance.reached(config["num_speculative_tokens"]),
-            }
+        table = table or {}
+        longest = table.get("num_speculative_tokens", LONGEST)
+        # vLLM's sampler for CPUs has no synthetic acceptance.
+        rates = None if self.shape.tiny else acceptance.rates
+        own = speculative_config(self.shape.method, longest, self.head, rates)
+        config = {**table, **own}
         return ["--speculative-config", json.dumps(config)]
 
     def _spec(self, name: str, port: int, flags: Sequence[str]) -> Spec:

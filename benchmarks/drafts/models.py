@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drafts.plan import LONGEST, Settings
+from benchmarks.drafts.plan import LONGEST, MAIN_ACCEPTANCE, Settings
 from benchmarks.serving import shapes, talk
+from benchmarks.serving.speculation import speculative_config
 from vllm_nfp.adapter.engines import DUMMY_WEIGHTS, start_engine
 
 
@@ -34,23 +35,14 @@ def start(settings: Settings, out: Path) -> Any:
 
 def speculation(settings: Settings, folder: Path) -> dict[str, Any]:
     """vLLM's speculative_config; a head's config.json is written to the directory."""
-    config: dict[str, Any] = {
-        "method": settings.method,
-        "num_speculative_tokens": LONGEST,
-        "num_speculative_tokens_per_batch_size": [[1, 1, 3]],
-    }
+    head = None
     if settings.method in shapes.DRAFT_HEADS:
         head = shapes.write_draft_head(folder, settings.shape, settings.method, settings.layers)
-        config["model"] = str(head)
-    else:
-        config |= {"prompt_lookup_min": 1, "prompt_lookup_max": 2}
-    if not settings.tiny:  # vLLM's CPU sampler has no synthetic acceptance
-        rates = [0.7 ** (i + 1) for i in range(LONGEST)]
-        return config | {
-            "rejection_sample_method": "synthetic",
-            "synthetic_acceptance_rates": rates,
-        }
-    return config | ({"method": "ngram"} if settings.method == "ngram_gpu" else {})
+    # On a CPU vLLM has no lookup on the GPU, and its sampler no synthetic acceptance.
+    method = "ngram" if settings.tiny and head is None else settings.method
+    acceptance = None if settings.tiny else [MAIN_ACCEPTANCE] * LONGEST
+    config = speculative_config(method, LONGEST, head, acceptance)
+    return {**config, "num_speculative_tokens_per_batch_size": [[1, 1, 3]]}
 
 
 def prepare_head(method: str) -> None:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vllm_nfp import give_way
+from benchmarks.overhead.pauses import pause_by
 from vllm_nfp.schedule.prober import Prober
 from vllm_nfp.types import State
 
@@ -25,14 +25,12 @@ LONG_SECONDS = 1e-3
 
 
 class Parking:
-    """The clock of :mod:`vllm_nfp.give_way`, by which threads rest whose session's hooks are off.
+    """Pauses of :mod:`vllm_nfp.give_way` in which threads rest whose session's hooks are off.
 
     A thread finishes in many pieces what it has begun, with pauses between them. Without this it
     would go on in turns without hooks, in which no session says that a prompt's step is launched,
     for which it would wait.
     """
-
-    perf_counter = staticmethod(time.perf_counter)
 
     def __init__(self) -> None:
         self._mine = threading.local()
@@ -107,7 +105,7 @@ class Hooks:
 
     def _while_on(self, work: Callable[..., None]) -> Callable[..., None]:
         """Its work while the hooks are on; what it has begun rests while they are off."""
-        setattr(give_way, "time", _PARKING)  # noqa: B010  (to mypy, a module is no instance)
+        pause_by(_PARKING.sleep)
 
         def parked(*how: Any, **more: Any) -> None:
             _PARKING.park_while_unset(self._on)

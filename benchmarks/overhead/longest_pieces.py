@@ -23,8 +23,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from types import FrameType
-from unittest import mock
 
+from benchmarks.overhead.pauses import pause_by
 from vllm_nfp.files import write_whole
 
 FOLDER = "NFP_PIECES"
@@ -92,6 +92,4 @@ def register() -> None:
     folder = os.environ.get(FOLDER)
     if folder:
         pieces = Pieces(Path(folder) / f"pieces-{os.getpid()}.json")
-        # As long as the process lives.
-        clock = mock.Mock(sleep=pieces.sleep, perf_counter=time.perf_counter)
-        mock.patch("vllm_nfp.give_way.time", clock).start()
+        pause_by(pieces.sleep)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.serving import shapes
+from benchmarks.serving.speculation import speculative_config
 
 NGRAM = "ngram"
 EXTENSION = "benchmarks.overhead.switched_drafts_extension.SwitchedDrafts"
@@ -18,9 +19,9 @@ class Drafts:
 
     Attributes:
         method: ``ngram``, or a head of dummy weights
-        (:data:`benchmarks.serving.shapes.DRAFT_HEADS`). lengths: ascending; the longest is in force
-        without the control. acceptance: of each drafted token of a head, given those before it;
-        n-grams have their own.
+            (:data:`benchmarks.serving.shapes.DRAFT_HEADS`).
+        lengths: ascending; the longest is in force without the control.
+        acceptance: of each drafted token of a head, given those before it; n-grams have their own.
     """
 
     method: str
@@ -30,21 +31,14 @@ class Drafts:
     def flags(self, shape: str, layers: int | None) -> list[str]:
         """``--speculative-config`` of vLLM."""
         longest = self.lengths[-1]
+        head = acceptance = None
+        if self.method != NGRAM:
+            head = shapes.shared_draft_head(shape, self.method, layers)
+            acceptance = [self.acceptance] * longest
         config = {
-            "method": self.method,
-            "num_speculative_tokens": longest,
+            **speculative_config(self.method, longest, head, acceptance, lookup=4),
             "num_speculative_tokens_per_batch_size": each_length(self.lengths),
         }
-        if self.method == NGRAM:
-            config |= {"prompt_lookup_min": 1, "prompt_lookup_max": 4}
-        else:
-            config |= {
-                "model": str(shapes.shared_draft_head(shape, self.method, layers)),
-                "rejection_sample_method": "synthetic",
-                "synthetic_acceptance_rates": [
-                    self.acceptance**place for place in range(1, longest + 1)
-                ],
-            }
         return ["--speculative-config", json.dumps(config)]
 
 

@@ -79,7 +79,7 @@ class Settings:
     adaptive_drafts: int = LONGEST
     time_host: bool = False
     in_turn: bool = False
-    """Each load with one server after another, as verification_turns does."""
+    """Each load with one server after another, as benchmarks.verification.turns does."""
     most_requests: int = STREAMS
     """Of a load."""
     most_long: int = MOST_LONG

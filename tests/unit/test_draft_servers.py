@@ -28,6 +28,7 @@ from benchmarks.drafts.servers_turns import (
     lost,
 )
 from benchmarks.serving import talk
+from benchmarks.serving.speculation import speculative_config
 from benchmarks.serving.traffic import Load, request_bodies
 from vllm_nfp.start.process import ProcessError
 
@@ -45,11 +46,19 @@ def test_a_plan_is_read_and_others_are_refused() -> None:
 
 def test_acceptance_is_alike_or_falls_in_equal_steps() -> None:
     assert (ALIKE.name, ALIKE.rates) == ("0.7", [0.7] * 8)
-    assert ALIKE.reached(3) == pytest.approx([0.7, 0.49, 0.343])
+    assert reached(ALIKE, 3) == pytest.approx([0.7, 0.49, 0.343])
     falling = read_acceptance("0.9..0.55")
     assert falling.name == "0.9..0.55"
     assert falling.rates == pytest.approx([0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55])
-    assert falling.reached(2) == pytest.approx([0.9, 0.765])
+    assert reached(falling, 2) == pytest.approx([0.9, 0.765])
+
+
+def reached(acceptance: Acceptance, longest: int) -> list[float]:
+    """Of each draft and all before it, as vLLM gets it."""
+    config = speculative_config("ngram_gpu", longest, None, acceptance.rates)
+    assert config["num_speculative_tokens"] == longest
+    found: list[float] = config["synthetic_acceptance_rates"]
+    return found
 
 
 def test_a_kv_cache_holds_the_most_streams_and_the_traffic_before() -> None:
